@@ -1,0 +1,304 @@
+"""FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import load_file
+from timm.layers import Mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models import official
+from models.fusion import FUSIONS
+from models.layers import Attention, Head, TimeEmbed, gated, modulate, norm
+
+DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
+
+
+class Block(nn.Module):
+    """Attention inside each branch, fusion of the branches, feed-forward of each branch."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, fusion: str):
+        super().__init__()
+        mlp = partial(Mlp, dim, int(mlp_ratio * dim), act_layer=partial(nn.GELU, approximate="tanh"))
+        self.spatial_attn = Attention(dim, num_heads)
+        self.temporal_attn = Attention(dim, num_heads)
+        self.audio_attn = Attention(dim, num_heads)
+        self.video_adaln = nn.Linear(dim, 6 * dim)
+        self.audio_adaln = nn.Linear(dim, 3 * dim)
+        self.fusion = FUSIONS[fusion](dim, num_heads)
+        self.video_mlp = mlp()
+        self.audio_mlp = mlp()
+        self.video_mlp_adaln = nn.Linear(dim, 3 * dim)
+        self.audio_mlp_adaln = nn.Linear(dim, 3 * dim)
+
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """v (B,T,L,D), a (B,T,S,D), conditions (B,T,D) -> v, a; causal: nothing in frame k sees a later frame."""
+        T, L = v.shape[1:3]
+        shift_s, scale_s, gate_s, shift_t, scale_t, gate_t = self.video_adaln(F.silu(c_v)).chunk(6, dim=-1)
+        x = rearrange(modulate(norm(v), shift_s, scale_s), "b t l d -> (b t) l d")
+        v = v + gated(rearrange(self.spatial_attn(x), "(b t) l d -> b t l d", t=T), gate_s)
+        x = rearrange(modulate(norm(v), shift_t, scale_t), "b t l d -> (b l) t d")
+        v = v + gated(rearrange(self.temporal_attn(x, causal), "(b l) t d -> b t l d", l=L), gate_t)
+
+        shift, scale, gate = self.audio_adaln(F.silu(c_a)).chunk(3, dim=-1)
+        x = rearrange(modulate(norm(a), shift, scale), "b t s d -> b (t s) d")
+        a = a + gated(rearrange(self.audio_attn(x, causal), "b (t s) d -> b t s d", t=T), gate)
+
+        v, a, m_v, m_a = self.fusion(v, a, c_v, c_a, causal)
+        v = v + self.feed_forward(v, m_v, self.video_mlp_adaln, self.video_mlp)
+        a = a + self.feed_forward(a, m_a, self.audio_mlp_adaln, self.audio_mlp)
+        return v, a
+
+    @staticmethod
+    def feed_forward(x: Tensor, m: Tensor, adaln: nn.Linear, mlp: nn.Module) -> Tensor:
+        shift, scale, gate = adaln(F.silu(m)).chunk(3, dim=-1)
+        return gated(mlp(modulate(norm(x), shift, scale)), gate)
+
+
+class FLAV(
+    nn.Module,
+    PyTorchModelHubMixin,
+    paper_url="https://arxiv.org/abs/2503.08307",
+    tags=["audio-video", "flow-matching"],
+):
+    """Velocity of a window of T video frames and their sound, each frame at a flow time of its own.
+
+    Args:
+        latent_size: side of a video latent; patch_size: side of a token in it; in_channels: channels of it.
+        hidden_size, depth, num_heads, mlp_ratio: of the transformer.
+        class_dropout_prob: above 0 the class tables have a row for the null label `num_classes`.
+        num_classes: 0 for an unconditional model.
+        predict_frames: T, the longest window.
+        grad_ckpt: recompute each block in the backward pass, memory for time.
+        n_mels: M, mel bins; audio_fr: S, mel frames per video frame.
+        causal_attn: frame k never sees a later frame (audio: per mel frame), which frame skipping relies on.
+        fusion: what passes between the branches, a key of `models.fusion.FUSIONS`.
+        prediction: "velocity", or "data" for a network that predicts clean frames (better at tiny widths).
+    """
+
+    def __init__(
+        self,
+        latent_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        class_dropout_prob: float = 0.1,
+        num_classes: int | None = 0,
+        predict_frames: int = 10,
+        grad_ckpt: bool = False,
+        n_mels: int = 256,
+        audio_fr: int = 10,
+        causal_attn: bool = True,
+        fusion: str = "c",
+        prediction: str = "velocity",
+    ):
+        super().__init__()
+        _check_architecture(latent_size, patch_size, fusion, prediction)
+        D, tokens = hidden_size, (latent_size // patch_size) ** 2
+        self.latent_size, self.patch_size, self.in_channels = latent_size, patch_size, in_channels
+        self.num_classes, self.predict_frames = num_classes or 0, predict_frames
+        self.n_mels, self.audio_fr = n_mels, audio_fr
+        self.causal_attn, self.grad_ckpt, self.prediction = causal_attn, grad_ckpt, prediction
+        self.has_null_label = bool(self.num_classes) and class_dropout_prob > 0
+
+        self.video_embed = nn.Conv2d(in_channels, D, patch_size, stride=patch_size)
+        self.audio_embed = nn.Linear(n_mels, D)
+        self.video_patch_pos = nn.Parameter(torch.zeros(tokens, D))
+        self.video_frame_pos = nn.Parameter(torch.zeros(predict_frames, D))
+        self.audio_mel_pos = nn.Parameter(torch.zeros(audio_fr, D))
+        self.audio_frame_pos = nn.Parameter(torch.zeros(predict_frames, D))
+        self.video_time, self.audio_time = TimeEmbed(D), TimeEmbed(D)
+        if self.num_classes:
+            rows = self.num_classes + self.has_null_label
+            self.video_class, self.audio_class = nn.Embedding(rows, D), nn.Embedding(rows, D)
+        self.blocks = nn.ModuleList(Block(D, num_heads, mlp_ratio, fusion) for _ in range(depth))
+        self.video_head = Head(D, patch_size**2 * in_channels)
+        self.audio_head = Head(D, n_mels)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """DiT's start: Xavier linears, and zero where a block or the output begins, so a fresh model outputs zeros."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for time in (self.video_time, self.audio_time):
+            nn.init.normal_(time.mlp[0].weight, std=0.02)
+            nn.init.normal_(time.mlp[2].weight, std=0.02)
+        for name, module in self.named_modules():
+            if name.endswith(("adaln", "head.linear", "fusion.attn.proj")):
+                nn.init.zeros_(module.weight)
+
+    @property
+    def frame_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
+        """Shapes of one frame: video latent (C,H,W), mel (S,M)."""
+        return (self.in_channels, self.latent_size, self.latent_size), (self.audio_fr, self.n_mels)
+
+    def forward(
+        self,
+        v: Tensor,
+        a: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        t_a: Tensor | None = None,
+        y_a: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocities dv, da (Eq. 3: data minus noise) of the noised frames v, a.
+
+        Args:
+            v: (B,T,C,H,W) video latents at time t; T may be shorter than the window, positions are a prefix.
+            a: (B,T,S,M) log-mel at time t_a.
+            t: (B,T) flow time in [0, 1], 0 noise, 1 data; t_a: of the sound where it differs.
+            y: (B,) or (B,T) class label, `num_classes` the null label, None unconditional; y_a: of the sound where it
+                differs.
+        Raises:
+            ValueError: a shape that does not fit this model, or labels without classes.
+        """
+        self._check(v, a, t, y)
+        t_a = t if t_a is None else t_a
+        T = v.shape[1]
+        c_v = self.video_time(t) + self._label(self.video_class, y, t) if self.num_classes else self.video_time(t)
+        y_a = y if y_a is None else y_a
+        c_a = self.audio_time(t_a) + self._label(self.audio_class, y_a, t) if self.num_classes else self.audio_time(t_a)
+
+        x = rearrange(self.video_embed(v.flatten(0, 1)), "(b t) d h w -> b t (h w) d", t=T)
+        x = x + self.video_frame_pos[:T, None] + self.video_patch_pos
+        z = self.audio_embed(a) + self.audio_frame_pos[:T, None] + self.audio_mel_pos
+        for block in self.blocks:
+            if self.grad_ckpt and torch.is_grad_enabled():
+                x, z = checkpoint(block, x, z, c_v, c_a, self.causal_attn, use_reentrant=False)
+            else:
+                x, z = block(x, z, c_v, c_a, self.causal_attn)
+
+        p, side = self.patch_size, self.latent_size // self.patch_size
+        dv = rearrange(
+            self.video_head(x, c_v), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
+        )  # channel fastest inside a token
+        da = self.audio_head(z, c_a)
+        if self.prediction == "data":
+            return _displacement(dv, v, t), _displacement(da, a, t_a)
+        return dv, da
+
+    def _label(self, table: nn.Embedding, y: Tensor | None, t: Tensor) -> Tensor:
+        """Class condition, (B,1,D) or (B,T,D)."""
+        if y is None:
+            if not self.has_null_label:
+                raise ValueError(
+                    f"y is None, but this model of {self.num_classes} classes was built without a null label "
+                    "(class_dropout_prob 0); give a label per clip"
+                )
+            y = torch.full((t.shape[0],), self.num_classes, device=t.device)
+        return table(y if y.ndim == 2 else y.unsqueeze(1))
+
+    def _check(self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None) -> None:
+        video, audio = self.frame_shapes
+        B, T = v.shape[:2]
+        if v.shape[2:] != video or a.shape != (B, T, *audio) or t.shape != (B, T):
+            raise ValueError(
+                f"v {tuple(v.shape)}, a {tuple(a.shape)}, t {tuple(t.shape)} do not fit this model; it takes "
+                f"v (B, T, {', '.join(map(str, video))}), a (B, T, {', '.join(map(str, audio))}), t (B, T)"
+            )
+        if T > self.predict_frames:
+            raise ValueError(f"{T} frames are more than the window of {self.predict_frames} this model was built for")
+        if y is not None and not self.num_classes:
+            raise ValueError("y was given to an unconditional model (num_classes 0); leave it out")
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **architecture
+    ):
+        """The mixin's loader, but strict, silent, safetensors only, and for released key names too."""
+        folder = Path(model_id)
+        if not folder.is_dir():
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=["config.json", "model.safetensors"],
+                )
+            )
+        for name in ("config.json", "model.safetensors"):
+            if not (folder / name).is_file():
+                raise FileNotFoundError(f"{folder} has no {name}; give a folder that train.py exported, or a hub id")
+        model = cls(**architecture)
+        model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
+        return model.eval()
+
+    def load(self, state: dict[str, Tensor], source: str = "state") -> None:
+        """Load weights by our names or the released ones; every key must be there and no other.
+
+        Raises:
+            ValueError: keys or shapes differ; names the first few.
+        """
+        if official.is_official(state):
+            state = official.to_ours(state)
+        own = self.state_dict()
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+        if missing or extra or shapes:
+            differs = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in sorted(shapes)]
+            raise ValueError(
+                f"{source} does not fit this model: missing {missing[:3]}, unknown {extra[:3]}, {differs[:3]} "
+                f"({len(missing)}, {len(extra)} and {len(shapes)} in all); check its config.json"
+            )
+        self.load_state_dict(state)
+
+    def export_official(self, folder: Path) -> None:
+        """Write config.json and model.safetensors with the released key names; fusion c only.
+
+        Raises:
+            ValueError: the model has a fusion or a prediction that the released code does not know.
+        """
+        config = dict(self._hub_mixin_config)
+        fusion, prediction = config.pop("fusion", "c"), config.pop("prediction", "velocity")
+        if (fusion, prediction) != ("c", "velocity"):
+            raise ValueError(f"fusion {fusion!r} with prediction {prediction!r} has no released form; only c, velocity")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        official.save(self.state_dict(), folder / "model.safetensors")
+
+
+def _displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Velocity that leads from x at time t to `clean` at time 1; 1 - t is floored where the division would blow up."""
+    left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
+    return (clean - x) / left.reshape(*t.shape, *[1] * (x.ndim - 2))
+
+
+def _check_architecture(latent_size: int, patch_size: int, fusion: str, prediction: str) -> None:
+    if latent_size % patch_size:
+        raise ValueError(
+            f"latent size {latent_size} is not a multiple of patch size {patch_size}; choose another preset"
+        )
+    if fusion not in FUSIONS:
+        raise ValueError(f"fusion {fusion!r} is unknown; choose one of {', '.join(FUSIONS)}")
+    if prediction not in ("velocity", "data"):
+        raise ValueError(f"prediction {prediction!r} is unknown; choose velocity or data")
+
+
+def _preset(depth: int, hidden_size: int, num_heads: int, patch_size: int, **more) -> dict:
+    return dict(depth=depth, hidden_size=hidden_size, num_heads=num_heads, patch_size=patch_size, **more)
+
+
+FLAV_presets = {
+    **{f"FLAV-XL/{p}": _preset(28, 1152, 16, p) for p in (2, 4, 8)},
+    "FLAV-L/1": _preset(24, 1024, 16, 1),  # the released table really has four more layers here than in L/2, 4, 8
+    **{f"FLAV-L/{p}": _preset(20, 1024, 16, p) for p in (2, 4, 8)},
+    **{f"FLAV-B/{p}": _preset(12, 768, 12, p) for p in (1, 2, 4, 8)},
+    **{f"FLAV-S/{p}": _preset(12, 384, 6, p) for p in (2, 4, 8)},
+    "FLAV-tiny": _preset(3, 128, 4, 8, mlp_ratio=2.0, prediction="data"),  # the demo's: one token per 8x8 latent
+}

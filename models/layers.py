@@ -1,0 +1,92 @@
+"""Parts that every FLAV block is made of: attention, adaptive layer norm, embeddings of time, output layers."""
+
+import math
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def norm(x: Tensor) -> Tensor:
+    """LayerNorm over the last axis without weights, eps 1e-6: adaLN brings scale and shift (DiT, Sec. 3.2)."""
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (B,T,N,D) scaled and shifted by one vector per frame, (B,T,D)."""
+    return x * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)
+
+
+def gated(x: Tensor, gate: Tensor) -> Tensor:
+    """x (B,T,N,D) times one vector per frame, (B,T,D)."""
+    return x * gate.unsqueeze(2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over the second-last axis; `attend` is apart so that a mask can be a loop of slices."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"hidden size {dim} is not a multiple of {num_heads} heads; choose heads that divide it")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, L, D) -> queries, keys, values, each (N, heads, L, D / heads)."""
+        return rearrange(self.qkv(x), "n l (qkv h d) -> qkv n h l d", qkv=3, h=self.num_heads).unbind(0)
+
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """(N, L, D) -> (N, L, D); causal: token i sees tokens 0..i."""
+        out = F.scaled_dot_product_attention(*self.heads(x), is_causal=causal)
+        return self.proj(rearrange(out, "n h l d -> n l (h d)"))
+
+
+@lru_cache(maxsize=16)
+def frequencies(width: int, device: torch.device) -> Tensor:
+    """exp(-ln(10^4) i / half) for i in 0..half-1: (width / 2,) float32.
+
+    The exponent is float32, as the released weights were trained; its exponential is taken in float64 on the CPU,
+    because float32 ones differ in the last bit from machine to machine, and one bit moves an angle by 6e-5.
+    """
+    half = width // 2
+    exponent = -math.log(1e4) * torch.arange(half, dtype=torch.float32) / half
+    return exponent.double().exp().float().to(device)
+
+
+def time_features(t: Tensor, width: int = 256) -> Tensor:
+    """Sinusoids of the model time 999 t + 1: (...,) in [0, 1] -> (..., width) float32, cosines first.
+
+    999 t + 1 is formed in the dtype of `t`, the angles in float32: float64 ones would move outputs by 1e-5.
+    """
+    angles = (t * 999 + 1).float().unsqueeze(-1) * frequencies(width, t.device)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbed(nn.Module):
+    """Flow time of each frame -> condition: (B, T) in [0, 1] -> (B, T, D)."""
+
+    def __init__(self, dim: int, width: int = 256):
+        super().__init__()
+        self.width = width
+        self.mlp = nn.Sequential(nn.Linear(width, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(time_features(t, self.width).to(self.mlp[0].weight.dtype))
+
+
+class Head(nn.Module):
+    """Last layer of a branch: adaLN from the condition, then a linear map to the values of one token."""
+
+    def __init__(self, dim: int, out: int):
+        super().__init__()
+        self.adaln = nn.Linear(dim, 2 * dim)
+        self.linear = nn.Linear(dim, out)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B,T,N,D), c (B,T,D) -> (B,T,N,out)."""
+        shift, scale = self.adaln(F.silu(c)).chunk(2, dim=-1)
+        return self.linear(modulate(norm(x), shift, scale))

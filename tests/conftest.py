@@ -1,0 +1,35 @@
+"""What every test shares: one thread, the fixtures' folder, and the parity cases of the official implementation."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+FIXTURES = Path(__file__).parent / "fixtures"
+PARITY = FIXTURES / "parity"
+
+torch.set_num_threads(1)  # tests are small: a second thread costs more than it brings, and one thread is reproducible
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    return FIXTURES
+
+
+@pytest.fixture(scope="session")
+def parity():
+    """`parity("joint_uncond_w4_k2")` -> the manifest's case, with `.tensors` and `.weights` where it has some."""
+    manifest = json.loads((PARITY / "manifest.json").read_text())
+    cases = {case["name"]: case for case in manifest["cases"]}
+
+    def load(name: str) -> SimpleNamespace:
+        case = cases[name]
+        tensors = load_file(PARITY / case["file"]) if case["file"].endswith(".safetensors") else {}
+        weights = load_file(PARITY / case["weights"]) if "weights" in case else {}
+        more = {"path": PARITY / case["file"], "folder": PARITY, "tensors": tensors, "weights": weights}
+        return SimpleNamespace(**{**case, **more})
+
+    return load
