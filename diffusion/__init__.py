@@ -1,0 +1,1 @@
+"""Rolling flow matching: times, loss, the sampler, given modalities, guidance, noise."""
