@@ -1,0 +1,1 @@
+"""Media files, frames and folders of videos; only `data.av` knows PyAV."""

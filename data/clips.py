@@ -1,0 +1,270 @@
+"""Folders of videos as a data set of clips: root/train/[class/]file.mp4, root/test/[class/]file.mp4."""
+
+import json
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.av import Channels, MediaError, iter_frames, probe, read_audio
+from data.frames import Resize, fit
+
+SUFFIXES = {".mp4", ".webm", ".avi", ".mkv", ".mov"}
+SPLITS = ("train", "test")
+PEAK = 0.95  # of a normalised wave
+SILENCE = 1e-4  # a track that never gets louder (-80 dB) is silent
+VERSION = 1  # of the index file
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the index remembers of one file."""
+
+    path: str  # relative to the split's folder
+    size: int  # bytes
+    mtime_ns: int  # with `size`, tells whether the file is still the one that was examined
+    frames: int  # on the data set's grid
+    peak: float  # largest absolute sample of the sound that belongs to these frames
+    problem: str  # why the file cannot be used, as "reason" or "reason: details"; "" if it can
+
+
+def scan(root: str | Path, split: str) -> tuple[list[Path], tuple[str, ...]]:
+    """Find the videos of a split.
+
+    Returns:
+        files: sorted, relative to root/split; their first folder, if any, is their class.
+        class_names: sorted, of all splits together, so that a class missing in one shifts no label; () without classes.
+    Raises:
+        ValueError: root has no such split, the split is empty, or it has files both in and beside class folders.
+    """
+    folder = Path(root) / split
+    if not folder.is_dir():
+        found = sorted(p.name for p in Path(root).iterdir()) if Path(root).is_dir() else []
+        raise ValueError(
+            f"{root} has no folder {split!r} (found: {', '.join(found[:10]) or 'nothing'}); "
+            f"lay it out as {split}/[class/]file.mp4"
+        )
+    loose, classed = _videos(folder), [video for c in _visible(folder) for video in _videos(c)]
+    if loose and classed:
+        raise ValueError(
+            f"{folder} has {len(loose)} videos beside its class folders (as {loose[0].name}) and "
+            f"{len(classed)} in them; move all into class folders, or none"
+        )
+    if not loose and not classed:
+        raise ValueError(f"{folder} has no videos ({', '.join(sorted(SUFFIXES))}); put some there or in class folders")
+    names = {c.name for s in {*SPLITS, split} for c in _visible(Path(root) / s) if c.is_dir()} if classed else ()
+    return sorted(p.relative_to(folder) for p in loose or classed), tuple(sorted(names))
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def _videos(folder: Path) -> list[Path]:
+    return [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
+
+
+def examine(folder: Path, file: Path, fps: int, sample_rate: int, channels: Channels) -> Entry:
+    """Measure one file; what is wrong with it goes into `problem`. Packets are counted, pictures are not decoded."""
+    stat = (folder / file).stat()
+    frames, peak, problem = 0, 0.0, ""
+    try:
+        info = probe(folder / file)
+        frames = info.frames(fps)
+        if info.has_audio:
+            peak = _peak(folder / file, frames * sample_rate // fps, sample_rate, channels)
+            problem = "" if peak > SILENCE else "silent"
+        else:
+            problem = "no sound track"
+    except MediaError as error:
+        problem = f"unreadable: {error}"
+    return Entry(file.as_posix(), stat.st_size, stat.st_mtime_ns, frames, peak, problem)
+
+
+def _peak(path: Path, samples: int, sample_rate: int, channels: Channels) -> float:
+    """Largest absolute sample of the first `samples`, a minute at a time."""
+    minute = 60 * sample_rate
+    waves = (read_audio(path, k, min(minute, samples - k), sample_rate, channels) for k in range(0, samples, minute))
+    return max((wave.abs().max().item() for wave in waves), default=0.0)
+
+
+def load_index(
+    root: Path,
+    split: str,
+    files: list[Path],
+    fps: int,
+    sample_rate: int,
+    channels: Channels,
+    progress: Callable | None = None,
+) -> list[Entry]:
+    """Entries of `files`, from the JSON kept in `root`; new and changed files are examined, and the JSON is rewritten.
+
+    Args:
+        progress: wraps the work as tqdm does: progress(iterable, total=n).
+    """
+    cache = root / f".index-{split}-{fps}fps-{sample_rate}hz-{channels}.json"
+    known = _load_cache(cache)
+    stale = [file for file in files if _outdated(known.get(file.as_posix()), root / split / file)]
+    with ThreadPoolExecutor() as pool:
+        fresh = pool.map(lambda file: examine(root / split, file, fps, sample_rate, channels), stale)
+        for entry in progress(fresh, total=len(stale)) if progress else fresh:
+            known[entry.path] = entry
+    entries = [known[file.as_posix()] for file in files]
+    if stale:
+        _save_cache(cache, entries)
+    return entries
+
+
+def _outdated(entry: Entry | None, path: Path) -> bool:
+    stat = path.stat()
+    return entry is None or (entry.size, entry.mtime_ns) != (stat.st_size, stat.st_mtime_ns)
+
+
+def _load_cache(cache: Path) -> dict[str, Entry]:
+    """Entries by path; none if there is no cache, or it is damaged or of another version: it is only a cache."""
+    try:
+        saved = json.loads(cache.read_text())
+        return {e["path"]: Entry(**e) for e in saved["entries"]} if saved["version"] == VERSION else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _save_cache(cache: Path, entries: list[Entry]) -> None:
+    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps({"version": VERSION, "entries": [asdict(e) for e in entries]}))
+        os.replace(part, cache)
+    except OSError:
+        part.unlink(missing_ok=True)  # a read-only data folder: the index lives in memory
+
+
+class ClipDataset(Dataset):
+    """Every clip of `clip_frames` frames in a folder of videos, one starting at each frame of each file.
+
+    Item: `frames` float32 (T,3,size,size) in about [-1,1], `wave` float32 (T * sample_rate / fps + 2 * context,),
+    `y` class index (-1 without classes), `path` of the file, `start` frame of the clip in the file.
+
+    Args:
+        context: samples of sound added on both sides, so that the mel of a clip equals the slice of its file's mel.
+            Beyond the ends of the file the sound is reflected, as a centred STFT of the whole file does.
+        normalise: peak 0.95 for the "file" or for each "clip" (released; loudness then jumps from clip to clip).
+        progress: wraps the making of the index as tqdm does: progress(iterable, total=n).
+    Attributes:
+        class_names, entries (usable files), skipped: [(path, reason)].
+    Raises:
+        ValueError: the folder is not laid out as `scan` wants it, or no file in it can be used.
+        MediaError: from an item, when its file cannot be read any more.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        clip_frames: int = 10,
+        image_size: int = 256,
+        fps: int = 10,
+        sample_rate: int = 16000,
+        context: int = 0,
+        normalise: Literal["file", "clip"] = "file",
+        channels: Channels = "mean",
+        resize: Resize = "pad",
+        progress: Callable | None = None,
+    ):
+        if sample_rate % fps:
+            raise ValueError(
+                f"{sample_rate} Hz is not a whole number of samples per frame at {fps} fps; "
+                f"choose an fps that divides {sample_rate}"
+            )
+        if normalise not in ("file", "clip"):
+            raise ValueError(f"normalise is {normalise!r}, expected 'file' or 'clip'")
+        if context >= clip_frames * sample_rate // fps:
+            raise ValueError(
+                f"context of {context} samples is not shorter than a clip of {clip_frames} frames; "
+                f"use longer clips or less context"
+            )
+        self.folder, self.split = Path(root) / split, split
+        self.clip_frames, self.image_size, self.fps, self.sample_rate = clip_frames, image_size, fps, sample_rate
+        self.context, self.normalise, self.channels, self.resize = context, normalise, channels, resize
+        files, self.class_names = scan(root, split)
+        self._select(load_index(Path(root), split, files, fps, sample_rate, channels, progress))
+
+    def _select(self, entries: list[Entry]) -> None:
+        """Sort the files into usable and skipped ones."""
+        short = f"shorter than {self.clip_frames} frames"
+        reasons = [e.problem or (short if e.frames < self.clip_frames else "") for e in entries]
+        self.skipped = [(str(self.folder / e.path), reason) for e, reason in zip(entries, reasons) if reason]
+        self.entries = [e for e, reason in zip(entries, reasons) if not reason]
+        self._ends = list(accumulate(e.frames - self.clip_frames + 1 for e in self.entries))
+        if not self.entries:
+            raise ValueError(
+                f"{self.folder} has no usable video: {self._skipped_by_reason()} "
+                f"(the first is {self.skipped[0][0]}); add videos with picture and sound"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def summary(self) -> str:
+        """One line for a log: what there is, and what was skipped for which reason."""
+        return (
+            f"{self.split}: {len(self)} clips in {len(self.entries)} files, {self.num_classes} classes, "
+            f"skipped {self._skipped_by_reason() or 'none'}"
+        )
+
+    def _skipped_by_reason(self) -> str:
+        counts = Counter(reason.partition(":")[0] for _, reason in self.skipped)
+        return ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._read(*self._locate(index), self.clip_frames)
+
+    def path(self, index: int) -> str:
+        """File of a clip."""
+        return str(self.folder / self._locate(index)[0].path)
+
+    def _locate(self, index: int) -> tuple[Entry, int]:
+        """File of a clip and the frame at which it starts there."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} does not exist; there are {len(self)}")
+        i = bisect_right(self._ends, index)
+        return self.entries[i], index - (self._ends[i - 1] if i else 0)
+
+    def file(self, i: int) -> dict[str, Any]:
+        """The whole usable file `i` in the form of an item, for callers that encode files once and cut clips later."""
+        return self._read(self.entries[i], 0, self.entries[i].frames)
+
+    def _read(self, entry: Entry, start: int, count: int) -> dict[str, Any]:
+        path = self.folder / entry.path
+        frames = [fit(frame[None], self.image_size, self.resize) for frame in iter_frames(path, self.fps, start, count)]
+        label = self.class_names.index(Path(entry.path).parts[0]) if self.class_names else -1
+        return {
+            "frames": torch.cat(frames),
+            "wave": self._wave(entry, start, count),
+            "y": label,
+            "path": str(path),
+            "start": start,
+        }
+
+    def _wave(self, entry: Entry, start: int, count: int) -> Tensor:
+        """Normalised sound of frames start..start+count-1 with its context: float32 (N,)."""
+        per_frame, context = self.sample_rate // self.fps, self.context
+        first, last = start * per_frame - context, (start + count) * per_frame + context
+        begin, stop = max(first, 0), min(last, entry.frames * per_frame)
+        wave = read_audio(self.folder / entry.path, begin, stop - begin, self.sample_rate, self.channels)
+        wave = torch.from_numpy(np.pad(wave.numpy(), (begin - first, last - stop), mode="reflect"))
+        peak = entry.peak if self.normalise == "file" else wave[context : len(wave) - context].abs().max().item()
+        return wave * (PEAK / peak) if peak else wave  # a silent clip stays silent
