@@ -1,0 +1,100 @@
+"""Griffin-Lim: log-mel to wave without weights, the fallback when no trained vocoder fits the mel."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torchaudio.functional import griffinlim
+
+from vocoder.mel import HOP, N_FFT, SAMPLE_RATE, WINDOW, hann_window, mel_filters
+
+EDGE = math.ceil(WINDOW / HOP)  # mel frames whose windows overlap one sample
+KNEE = 0.9  # level up to which the limiter changes nothing
+
+
+class GriffinLim(nn.Module):
+    """log-mel (B,M,F) -> wave (B, F * hop) in (-1, 1): the phase is found by iteration (Griffin and Lim, 1984).
+
+    The start is zero phase, so the same mel gives the same samples. The iteration is chaotic: a rounding error ends as
+    another phase of quiet bins. So clips go through one by one, untouched by their neighbours in the batch, and a chunk
+    of a mel does NOT give the samples of the whole.
+    """
+
+    hop = HOP
+    context = EDGE  # mel frames on each side beyond which the magnitude (not the phase) of a sample is unaffected
+
+    def __init__(self, n_mels: int = 256, sample_rate: int = SAMPLE_RATE, iterations: int = 32):
+        super().__init__()
+        self.n_mels, self.sample_rate, self.iterations = n_mels, sample_rate, iterations
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        if log_mel.ndim != 3 or log_mel.shape[1] != self.n_mels:
+            raise ValueError(f"log-mel has shape {tuple(log_mel.shape)}, this vocoder takes (B, {self.n_mels}, frames)")
+        return soft_limit(torch.stack([self.invert(clip) for clip in log_mel]))
+
+    def invert(self, log_mel: Tensor) -> Tensor:
+        """Wave (F * hop,) of one log-mel (M,F), without limit."""
+        filters = mel_filters(self.n_mels, self.sample_rate, log_mel.device, log_mel.dtype)
+        magnitude = F.pad(unmel(log_mel.exp(), filters), (EDGE, EDGE), mode="replicate")  # (N_FFT/2+1, F + 2 EDGE)
+        window = hann_window(log_mel.device, log_mel.dtype)
+        wave = griffinlim(
+            magnitude,
+            window,
+            N_FFT,
+            HOP,
+            WINDOW,
+            power=1,
+            n_iter=self.iterations,
+            momentum=0.99,
+            length=None,
+            rand_init=False,
+        )
+        # griffinlim has the middle of frame m at sample m * HOP, the mel has it at (m + 1/2) * HOP
+        return wave.narrow(-1, EDGE * HOP - HOP // 2, log_mel.shape[-1] * HOP)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json`; there are no weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {"n_mels": self.n_mels, "sample_rate": self.sample_rate, "iterations": self.iterations}
+        (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "GriffinLim":
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; Griffin-Lim has no weights: use GriffinLim(n_mels)")
+        return cls(**json.loads(path.read_text()))
+
+
+def unmel(mel: Tensor, filters: Tensor, updates: int = 20) -> Tensor:
+    """Non-negative magnitudes x that minimise |filters x - mel|^2, by multiplicative updates (Lee and Seung, 2001).
+
+    x <- x * (W^T mel) / (W^T W x), from the smooth start in which every bin takes the mean of its mel bands. After
+    20 updates filters @ x differs from the mel of harmonic and percussive sounds by 3 % (64 bins), 0.1 % (256).
+
+    Args:
+        mel: (M,F) mel magnitudes.
+        filters: (M,K) mel filters W.
+    Returns:
+        (K,F) magnitudes.
+    """
+    tiny = torch.finfo(mel.dtype).tiny
+    target = filters.T @ mel
+    x = filters.T @ (mel / rearrange(filters.sum(1), "m -> m 1")) / rearrange(filters.sum(0) + tiny, "k -> k 1")
+    for _ in range(updates):
+        x = x * target / (filters.T @ (filters @ x) + tiny)
+    return x
+
+
+def soft_limit(wave: Tensor) -> Tensor:
+    """Bend levels above KNEE smoothly towards full scale: k + (1 - k) tanh((|x| - k) / (1 - k)). Any shape.
+
+    Sample by sample, so that the loudness of a stream does not depend on how it is cut.
+    """
+    excess = (wave.abs() - KNEE).clamp(min=0)
+    return wave.clamp(-KNEE, KNEE) + wave.sign() * (1 - KNEE) * torch.tanh(excess / (1 - KNEE))
