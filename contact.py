@@ -1,0 +1,190 @@
+"""Contact sheet of clips: the frames of each above the log-mel spectrogram of its sound, on one time axis.
+
+python contact.py CLIP.mp4 [MORE.mp4 ...] --out sheet.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # torch and matplotlib load after the arguments are known to be good
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+WIDEST, THUMBNAIL = 14.0, 1.2  # inches: at most of the time axis, of one frame
+THUMBNAILS = 32  # at most so many frames of a clip side by side
+TITLE, GAP, SPECTROGRAM = 0.36, 0.04, 1.5  # inches of height, in each clip's row
+LEFT, RIGHT, FOOT = 0.7, 0.2, 0.5  # inches around the rows, for the labels
+DPI = 120
+TICKS = {500: "500 Hz", 1000: "1 kHz", 2000: "2 kHz", 4000: "4 kHz"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What one row of a contact sheet shows."""
+
+    frames: Tensor  # uint8 (T,H,W,3)
+    wave: Tensor  # (N,) in [-1, 1]
+    fps: float = 10
+    sample_rate: int = 16000
+    title: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return max(len(self.frames) / self.fps, len(self.wave) / self.sample_rate)
+
+    @property
+    def every(self) -> int:
+        """Step n between the frames that are shown."""
+        return math.ceil(len(self.frames) / THUMBNAILS)
+
+
+def contact_sheet(
+    frames: Tensor, wave: Tensor, fps: float, sample_rate: int, path: Path, title: str | None = None
+) -> None:
+    """Draw one clip as a PNG: its frames, uint8 (T,H,W,3), above the spectrogram of its wave (N,)."""
+    contact_sheets([Clip(frames, wave, fps, sample_rate, title)], path)
+
+
+def contact_sheets(clips: Sequence[Clip], path: Path) -> None:
+    """Draw clips below each other as one PNG, all on the same time scale; the file appears by atomic rename."""
+    figure, path = draw(clips), Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        figure.savefig(part, format="png")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def draw(clips: Sequence[Clip]) -> Figure:
+    """The figure of a contact sheet: for each clip an axes with its frames and below it one with its spectrogram.
+
+    The x axis of all is time in seconds, from 0 to the end of the longest clip. Frame k covers exactly k/fps to
+    (k+1)/fps; of a long clip every n-th frame is shown, from its own time until the next one shown.
+
+    Raises:
+        ValueError: there is no clip, or one has no frames or too little sound for a spectrogram.
+    """
+    from matplotlib.figure import Figure
+
+    if not clips or not all(len(clip.frames) for clip in clips):
+        raise ValueError(
+            f"there are {len(clips)} clips, with {[len(clip.frames) for clip in clips]} frames; "
+            f"give at least one clip and at least one frame of each"
+        )
+    seconds = max(clip.seconds for clip in clips)
+    width = min(WIDEST, THUMBNAIL * max(seconds * clip.fps / clip.every for clip in clips))
+    heights = [inches for clip in clips for inches in (TITLE, strip_height(clip, width / seconds), GAP, SPECTROGRAM)]
+    full_width, full_height = LEFT + width + RIGHT, sum(heights) + FOOT
+    figure = Figure((full_width, full_height), dpi=DPI)
+    grid = figure.add_gridspec(
+        len(heights),
+        1,
+        height_ratios=heights,
+        hspace=0,
+        top=1,
+        bottom=FOOT / full_height,
+        left=LEFT / full_width,
+        right=1 - RIGHT / full_width,
+    )
+    for row, clip in enumerate(clips):
+        draw_frames(figure.add_subplot(grid[4 * row + 1]), clip)
+        draw_spectrogram(figure.add_subplot(grid[4 * row + 3]), clip)
+    for axes in figure.axes:
+        axes.set_xlim(0, seconds)
+    figure.axes[-1].tick_params(labelbottom=True)
+    figure.axes[-1].set_xlabel("seconds")
+    return figure
+
+
+def strip_height(clip: Clip, inches_per_second: float) -> float:
+    """Height in inches at which the pixels of the frames are square."""
+    height, width = clip.frames.shape[1:3]
+    return clip.every / clip.fps * inches_per_second * height / width
+
+
+def draw_frames(axes: Axes, clip: Clip) -> None:
+    """Show every n-th frame from its own time until the next one shown; the last is cut where the clip ends."""
+    count, columns = len(clip.frames), clip.frames.shape[2]
+    for k in range(0, count, clip.every):
+        end = min(k + clip.every, count)
+        picture = clip.frames[k, :, : math.ceil(columns * (end - k) / clip.every)]
+        axes.imshow(picture.numpy(), extent=(k / clip.fps, end / clip.fps, 0, 1), aspect="auto")
+        axes.axvline(end / clip.fps, color="white", linewidth=1)
+    axes.set(ylim=(0, 1), xticks=[], yticks=[])
+    axes.set_title(clip.title, loc="left", fontsize=10)
+    axes.spines[:].set_visible(False)
+
+
+def draw_spectrogram(axes: Axes, clip: Clip) -> None:
+    """Show the log-mel spectrogram, with a faint line where each frame of the picture begins."""
+    from vocoder.mel import CEILING, FLOOR, HOP, log_mel, slaney_mel
+
+    mel = log_mel(clip.wave, sample_rate=clip.sample_rate)  # (M,F)
+    top = slaney_mel(clip.sample_rate / 2)
+    axes.imshow(
+        mel.numpy(),
+        extent=(0, mel.shape[1] * HOP / clip.sample_rate, 0, top),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=math.log(FLOOR),
+        vmax=math.log(CEILING),
+    )
+    for k in range(0, len(clip.frames), clip.every):
+        axes.axvline(k / clip.fps, color="white", linewidth=0.5, alpha=0.25)
+    axes.set_yticks(
+        [slaney_mel(hz) for hz in TICKS if hz < clip.sample_rate / 2],
+        [name for hz, name in TICKS.items() if hz < clip.sample_rate / 2],
+    )
+    axes.set_ylim(0, top)
+    axes.tick_params(labelsize=8, labelbottom=False)
+    axes.spines[:].set_visible(False)
+
+
+def read_clip(path: Path, fps: float) -> Clip:
+    """A media file at `fps` frames a second, its frames thinned out to the size of a thumbnail."""
+    import torch
+
+    from data.av import iter_frames, read_audio
+
+    frames = torch.stack([thin_out(frame) for frame in iter_frames(path, fps)])
+    return Clip(frames, read_audio(path, 0, round(len(frames) * 16000 / fps)), fps, title=path.name)
+
+
+def thin_out(frame: Tensor) -> Tensor:
+    """Every n-th pixel of a frame (H,W,3), as many as a thumbnail can show."""
+    step = max(1, round(frame.shape[1] / (THUMBNAIL * DPI)))
+    return frame[::step, ::step].clone()
+
+
+def main(argv: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    p.add_argument("clips", type=Path, nargs="+", metavar="CLIP.mp4", help="media files with picture and sound")
+    p.add_argument("--out", type=Path, default=Path("contact.png"), help="the picture to write, a .png")
+    p.add_argument("--fps", type=float, default=10, help="frames a second to read from the clips")
+    args = p.parse_args(argv)
+    if args.out.suffix != ".png":
+        p.error(f"--out is {args.out}, but the sheet is a PNG; give a name that ends in .png")
+    if args.fps <= 0:
+        p.error(f"--fps is {args.fps:g}; give a positive rate")
+    try:
+        contact_sheets([read_clip(path, args.fps) for path in args.clips], args.out)
+    except (OSError, ValueError) as error:
+        p.error(str(error))
+    print(f"{args.out}: {len(args.clips)} clips")
+
+
+if __name__ == "__main__":
+    main()
