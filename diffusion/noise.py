@@ -4,6 +4,8 @@ Every draw comes from numpy's Philox counter generator (Salmon et al., 2011), ke
 counted from a position, so that any number of processes, batches or resumed runs draw the same values.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -15,8 +17,7 @@ class Purpose(IntEnum):
     """First level of the key: what a draw is for."""
 
     SAMPLING = 0
-    TRAINING = 1
-    ORDER = 2
+    TRAINING = 1  # 2 is the order of clips, see data/order.py
 
 
 class Modality(IntEnum):
@@ -44,3 +45,35 @@ def frame_noise(seed: int, sample: int, frame: int, modality: Modality, shape: t
     """Unit Gaussian noise of one frame: float32 on the CPU, a pure function of its arguments."""
     draws = generator(seed, Purpose.SAMPLING, sample, frame, modality)
     return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class TrainingDraws:
+    """All that is random in a training step, on the CPU.
+
+    w, pre_rolling, drop: (B,) float64 uniform in [0, 1): phase, and what is compared with theta and the label dropout.
+    posterior, eps_v: (B,*video) and eps_a: (B,*audio) float32 unit Gaussian.
+    """
+
+    w: Tensor
+    pre_rolling: Tensor
+    drop: Tensor
+    posterior: Tensor
+    eps_v: Tensor
+    eps_a: Tensor
+
+
+def training_draws(
+    seed: int, step: int, rows: Sequence[int], video: tuple[int, ...], audio: tuple[int, ...]
+) -> TrainingDraws:
+    """Draws of the clips at places `rows` of the global batch, each a function of (seed, step, place).
+
+    Args:
+        video, audio: shapes of one clip, (T,C,H,W) and (T,S,M).
+    """
+    draws = []
+    for row in rows:
+        draw = generator(seed, Purpose.TRAINING, row, step)
+        gaussians = (draw.standard_normal(shape, dtype=np.float32) for shape in (video, video, audio))
+        draws.append((*draw.random(3), *gaussians))
+    return TrainingDraws(*(torch.from_numpy(np.stack(column)) for column in zip(*draws)))

@@ -1,0 +1,158 @@
+"""What the scripts share: how they parse, fail, and record what they did. Imports nothing slow: --help is instant."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("torch", "torchaudio", "diffusers", "accelerate", "av", "numpy")  # whose versions change results
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults in --help and takes --num_timesteps for --num-timesteps."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
+        return super().parse_args([_hyphened(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
+
+
+def _hyphened(arg: str) -> str:
+    name, equals, value = arg.partition("=")
+    return name.replace("_", "-") + equals + value if arg.startswith("--") else arg
+
+
+def positive(text: str) -> int:
+    """Type of an argument that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """Type of an argument that may be 0: a seed, a number of workers."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 0 or more")
+    return int(text)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint, on what device: for every script that samples."""
+    group = parser.add_argument_group("checkpoint")
+    group.add_argument("--model-ckpt", required=True, help="folder that train.py exported, released folder, or hub id")
+    group.add_argument("--audio-scale", type=float, help="of a released checkpoint of another data set; ours store it")
+    group.add_argument("--codec-source", help="local directory or hub id of the frame codec, if not the stored one")
+    group.add_argument("--vocoder", choices=["hifigan", "griffin-lim"], help="griffin-lim does without trained weights")
+    group.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
+    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32",
+                       help="of the model; the state of a stream is float32 at least")  # fmt: skip
+
+
+def load_pipeline(args: argparse.Namespace):
+    """The pipeline that `add_checkpoint_arguments` describes."""
+    import torch
+
+    from pipeline import AVPipeline
+
+    device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    return AVPipeline.from_pretrained(
+        args.model_ckpt, device, getattr(torch, args.dtype), args.audio_scale, args.codec_source, args.vocoder
+    )
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """How to sample."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--num-timesteps", type=positive, default=2, help="steps n per frame; the paper's 20, 100, 200 "
+                       "steps for the first frame are n = 2, 10, 20")  # fmt: skip
+    group.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    group.add_argument("--classes", help="class names or numbers, comma-separated, in turn; all if not given")
+    group.add_argument("--seed", type=whole, default=0, help="seed of the noise; sample i of a seed is always the same")
+
+
+def labels(text: str | None, class_names: tuple[str, ...], count: int) -> list[int] | None:
+    """A class for each of `count` samples, in turn; None for a model without classes.
+
+    Raises:
+        ValueError: a class that the model does not have.
+    """
+    if not class_names:
+        if text:
+            raise ValueError(f"--classes {text} was given, but this model has no classes; leave it out")
+        return None
+    chosen = range(len(class_names)) if text is None else [_class(name, class_names) for name in text.split(",")]
+    return [chosen[i % len(chosen)] for i in range(count)]
+
+
+def _class(name: str, class_names: tuple[str, ...]) -> int:
+    if name in class_names:
+        return class_names.index(name)
+    if name.isdecimal() and int(name) < len(class_names):
+        return int(name)
+    raise ValueError(f"class {name!r} does not exist; choose {', '.join(class_names)} or 0 to {len(class_names) - 1}")
+
+
+def output_folder(path: Path) -> Path:
+    """Make the folder and try to write in it, before long work starts.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({error.strerror}); choose another output folder") from None
+    return path
+
+
+def write_json(path: Path, value) -> None:
+    """Write a JSON file; it appears complete or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(json.dumps(value, indent=2, default=str) + "\n")
+    part.replace(path)
+
+
+def write_run(folder: Path, args: argparse.Namespace, **facts) -> None:
+    """run.json: what was run, with what, when, and what came of it."""
+    record = {
+        "command": sys.argv,
+        "arguments": vars(args),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        **facts,
+    }
+    write_json(folder / "run.json", record)
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "-C", here, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return found.stdout.strip() or None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main: errors of input become one sentence and exit code 2.
+
+    RFLAV_TRACEBACK=1 shows where they came from.
+    """
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("RFLAV_TRACEBACK"):
+            raise
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,84 @@
+"""AVCodec: pictures and sound to what the model sees, and back."""
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from data.frames import to_uint8
+from models.codec import FrameCodec, load_codec
+from pipeline.spec import AVSpec
+from vocoder import CONTEXT, GriffinLim, from_model, load_vocoder, log_mel, to_model
+
+
+class AVCodec:
+    """Frames and sound to what the model sees, and back.
+
+    Args:
+        spec: the facts. frames: a codec of `models.codec`. vocoder: of `vocoder.VOCODERS`.
+    """
+
+    context = CONTEXT  # samples of sound that `encode` wants on both sides
+
+    def __init__(self, spec: AVSpec, frames: FrameCodec, vocoder: torch.nn.Module):
+        self.spec, self.frames, self.vocoder = spec, frames, vocoder
+        if vocoder.hop != spec.hop or vocoder.n_mels != spec.n_mels:
+            raise ValueError(
+                f"vocoder {spec.vocoder} speaks {vocoder.n_mels} mel bins at hop {vocoder.hop}, the model has "
+                f"{spec.n_mels} at {spec.hop}; take the vocoder that belongs to the checkpoint, or griffin-lim"
+            )
+
+    def to(self, device: torch.device | str) -> "AVCodec":
+        self.frames.to(device)
+        self.vocoder.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, wave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames (B,T,3,H,W) in [-1,1] and their sound (B, T * samples_per_frame + 2 * context) to model space.
+
+        Returns:
+            mean, std (B,T,C,h,w) of the video latents; a (B,T,S,M).
+        """
+        mean, std = self.frames.encode(frames)
+        mel = log_mel(wave, self.spec.n_mels, padded=True, sample_rate=self.spec.sample_rate)
+        mel = to_model(mel, self.spec.audio_scale)
+        return mean, std, rearrange(mel, "b m (t s) -> b t s m", s=self.spec.mel_per_frame)
+
+    @torch.no_grad()
+    def decode_frames(self, v: Tensor) -> Tensor:
+        """Video latents (B,T,C,h,w) -> uint8 (B,T,H,W,3)."""
+        return rearrange(to_uint8(self.frames.decode(v.float())), "b t c h w -> b t h w c")
+
+    def mel(self, a: Tensor) -> Tensor:
+        """Audio of the model (B,T,S,M) -> log-mel (B,M,T*S) for the vocoder."""
+        return rearrange(from_model(a.float(), self.spec.audio_scale), "b t s m -> b m (t s)")
+
+    @torch.no_grad()
+    def decode(self, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole clips, v (B,T,C,h,w) and a (B,T,S,M), to uint8 (B,T,H,W,3) and wave (B, T * samples_per_frame)."""
+        return self.decode_frames(v), self.vocoder(self.mel(a))
+
+    def save(self, folder: Path) -> None:
+        """pipeline.json, vocoder/, and codec/ where the codec was fitted."""
+        self.spec.save(folder)
+        self.vocoder.save(folder / "vocoder")
+        if self.frames.name == "patch-pca":
+            self.frames.save(folder / "codec")
+
+    @classmethod
+    def load(cls, folder: Path, spec: AVSpec | None = None) -> "AVCodec":
+        """From a checkpoint folder; `spec` where it has no pipeline.json."""
+        folder = Path(folder)
+        spec = spec or AVSpec.load(folder)
+        return cls(
+            spec, load_codec(spec.codec, spec.codec_source, folder / "codec"), make_vocoder(spec, folder / "vocoder")
+        )
+
+
+def make_vocoder(spec: AVSpec, source: Path | None) -> torch.nn.Module:
+    """The vocoder that `spec` names, from its folder; Griffin-Lim needs none."""
+    if spec.vocoder == "griffin-lim":
+        return GriffinLim(spec.n_mels, spec.sample_rate)
+    return load_vocoder(spec.vocoder, source)

@@ -1,0 +1,291 @@
+"""Train FLAV on a folder of videos: accelerate launch train.py --data-path VIDEOS --experiment-dir RUN.
+
+The same command resumes, bit for bit: data order, noise and weights are functions of the seed and the step.
+"""
+
+import argparse
+import copy
+import logging
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import cli
+
+SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
+log = logging.getLogger("train")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    p = cli.Parser(__doc__.splitlines()[0])
+    data = p.add_argument_group("data")
+    data.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4")
+    data.add_argument("--image-size", type=cli.positive, default=256, help="px, square")
+    data.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
+    data.add_argument("--num-classes", type=cli.whole, help="0 ignores class folders; all of them if not given")
+    data.add_argument("--audio-scale", type=float, help="of the normalised mel; 1 / its std, measured, if not given")
+    data.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
+    data.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
+    data.add_argument("--n-mels", type=cli.positive, default=256, help="mel bins")
+    data.add_argument("--num-workers", type=cli.whole, default=4, help="processes that decode videos")
+    data.add_argument("--cache-latents", action="store_true", help="encode all files once and keep them in memory")
+
+    model = p.add_argument_group("model")
+    model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny")
+    model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm")
+    model.add_argument("--predict-frames", type=cli.positive, default=10, help="frames in the window")
+    model.add_argument("--causal-attn", action=argparse.BooleanOptionalAction, default=True,
+                       help="no frame sees a later one")  # fmt: skip
+    model.add_argument("--grad-ckpt", action="store_true", help="recompute blocks in the backward pass to save memory")
+    model.add_argument("--class-dropout-prob", type=float, default=0.1, help="share of labels dropped for guidance")
+    model.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels")
+    model.add_argument("--codec-source", help="local directory or hub id of its weights, if not the usual")
+    model.add_argument("--use-sd-vae", action="store_true", help="the same as --codec sd-vae")
+    model.add_argument("--vocoder", default="griffin-lim", help="griffin-lim, or a folder with a HiFi-GAN")
+
+    optim = p.add_argument_group("training")
+    optim.add_argument("--batch-size", type=cli.positive, default=16, help="clips per process")
+    optim.add_argument("--max-steps", type=cli.positive, default=400_000, help="steps to train in all")
+    optim.add_argument("--sampling", choices=["logit", "uniform"], default="logit", help="weight of the loss over time")
+    optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
+    optim.add_argument("--lr", type=float, default=1e-4, help="learning rate")
+    optim.add_argument("--lr-schedule", choices=["constant", "cosine"], default="constant", help="cosine ends at 5 %%")
+    optim.add_argument("--warmup-steps", type=cli.whole, default=0, help="steps of linear warm-up")
+    optim.add_argument("--beta2", type=float, default=0.999, help="of AdamW")
+    optim.add_argument("--weight-decay", type=float, default=0.02, help="of AdamW")
+    optim.add_argument("--clip-grad-norm", type=float, default=1.0, help="largest gradient norm")
+    optim.add_argument("--ema-decay", type=float, default=0.9999, help="largest decay of the averaged weights")
+    optim.add_argument(
+        "--mixed-precision", choices=["no", "bf16", "fp16"], help="of accelerate; its own setting if not given"
+    )
+    optim.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the weights")
+    optim.add_argument("--seed", type=cli.whole, default=0, help="of data order, noise and initial weights")
+
+    out = p.add_argument_group("output")
+    out.add_argument("--experiment-dir", type=Path, required=True, help="checkpoints/, export/, log.jsonl, run.json")
+    out.add_argument("--results-dir", type=Path, default=Path("results"), help="of samples, inside the experiment")
+    out.add_argument("--log-every", type=cli.positive, default=100, help="steps between log lines")
+    out.add_argument("--ckpt-every", type=cli.positive, default=5000, help="steps between checkpoints")
+    out.add_argument("--ckpt-limit", type=cli.positive, default=3, help="checkpoints kept")
+    out.add_argument("--sample-every", type=cli.whole, default=20_000, help="steps between samples; 0 for none")
+    out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample")
+    args = p.parse_args(argv)
+    if args.use_sd_vae and args.codec != "sd-vae":
+        p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
+    return args
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    cli.output_folder(args.experiment_dir)
+    import torch  # after the arguments are known to be good, like all that takes seconds
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+    from diffusers.training_utils import EMAModel
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from data.order import ClipOrder
+    from diffusion.flow import WEIGHTS, flow_loss
+    from models import FLAV
+    from pipeline.encode import encode_batch, encode_files
+    from pipeline.storage import Journal, resume, save_checkpoint
+    from pipeline.training import Draws, Meter, averaged, learning_rate
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    log.setLevel(logging.INFO)
+    config = ProjectConfiguration(str(args.experiment_dir), logging_dir=str(args.experiment_dir / "tensorboard"))
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with="tensorboard", project_config=config)
+    device, ranks, dtype = accelerator.device, accelerator.num_processes, getattr(torch, args.dtype)
+    facts = {"seed": args.seed, "global_batch": args.batch_size * ranks}
+
+    with accelerator.main_process_first():
+        dataset, codec = prepare(args)
+    codec.to(device)
+    torch.manual_seed(args.seed)
+    model = raw_model = FLAV(**model_config(args, codec)).to(dtype)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
+    )
+    ema = EMAModel(model.parameters(), decay=args.ema_decay)
+    accelerator.register_for_checkpointing(ema)
+    model, optimiser = accelerator.prepare(model, optimiser)
+    first_step = resume(accelerator, args.experiment_dir, **facts)
+    ema.to(device)
+
+    progress = partial(tqdm, unit="file", desc="encoding", leave=False, disable=not accelerator.is_main_process)
+    clips = encode_files(dataset, codec, device, progress) if args.cache_latents else dataset
+    steps, rank = (first_step, args.max_steps), accelerator.process_index
+    order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, rank, ranks)
+    workers = 0 if args.cache_latents else args.num_workers
+    loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
+    shapes = tuple((args.predict_frames, *shape) for shape in raw_model.frame_shapes)
+    null_label = raw_model.num_classes or None
+    draws = Draws(args.seed, order.rows(), shapes, args.theta, args.class_dropout_prob, null_label)
+    meter, journal = Meter(device), Journal(accelerator, args.experiment_dir, first_step)
+    if accelerator.is_main_process:
+        size = sum(p.numel() for p in raw_model.parameters())
+        cli.write_run(args.experiment_dir, args, spec=asdict(codec.spec), processes=ranks, parameters=size)
+        log.info("%s; %.1f million parameters, steps %s to %s, %s process%s on %s", dataset.summary(), size / 1e6,
+                 *steps, ranks, "es" * (ranks > 1), device)  # fmt: skip
+
+    bar = tqdm(range(*steps), initial=first_step, total=args.max_steps, unit="step",
+               disable=not accelerator.is_main_process)  # fmt: skip
+    batches, measured = iter(loader), time.perf_counter()
+    model.train()
+    for step in bar:
+        asked = time.perf_counter()
+        batch = next(batches)
+        meter.waited += time.perf_counter() - asked
+
+        inputs = draws(step, *encode_batch(batch, codec, device, dtype))
+        lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        loss = flow_loss(model, **inputs, weight=WEIGHTS[args.sampling])
+        accelerator.backward(loss.total)
+        norm = accelerator.clip_grad_norm_(model.parameters(), args.clip_grad_norm)
+        if accelerator.scaler is None:  # a scaler looks for infinities itself
+            optimiser.optimizer.found_inf = (~norm.isfinite()).float()  # if 1 the fused kernel changes nothing
+        optimiser.step()
+        optimiser.zero_grad()
+        ema.step(raw_model.parameters())
+        meter.add(loss, inputs["times"], norm)
+
+        done = step + 1
+        if done % args.log_every == 0 or done == args.max_steps:
+            seconds, measured = time.perf_counter() - measured, time.perf_counter()
+            record = meter.read(accelerator, seconds, images_per_step=args.predict_frames * args.batch_size)
+            journal.write({"step": done, "lr": lr, **record})
+            bar.set_postfix(loss=record["loss"], wait=f"{record['data_wait']:.0%}")
+            if record["skipped_in_a_row"] >= SKIPS:
+                raise FloatingPointError(complaint(args, done - record["skipped_in_a_row"], dataset, order))
+        if done % args.ckpt_every == 0 or done == args.max_steps:
+            save_checkpoint(accelerator, args.experiment_dir, done, args.ckpt_limit, **facts)
+            if accelerator.is_main_process:
+                with averaged(ema, raw_model):
+                    export(args, raw_model, codec, done)
+        if args.sample_every and done % args.sample_every == 0 and accelerator.is_main_process:
+            with averaged(ema, raw_model):
+                preview(args, raw_model, codec, done, device)
+    accelerator.end_training()
+
+
+def prepare(args):
+    """The data set and the codecs of a run: made by the first process of the first run, read by all others.
+
+    Raises:
+        ValueError: the arguments contradict the data or the experiment's earlier runs.
+    """
+    import torch
+
+    from data.clips import ClipDataset
+    from pipeline import AVCodec, AVSpec
+    from pipeline.encode import make_codec
+    from pipeline.storage import replaced_folder
+
+    dataset = ClipDataset(
+        args.data_path,
+        "train",
+        args.predict_frames,
+        args.image_size,
+        context=AVCodec.context,
+        normalise=args.normalise,
+        channels=args.channels,
+        resize=args.resize,
+    )
+    if args.num_classes not in (None, 0, dataset.num_classes):
+        raise ValueError(
+            f"--num-classes {args.num_classes} contradicts the {dataset.num_classes} class folders of "
+            f"{dataset.folder}; leave it out, or give 0 to ignore them"
+        )
+    same = ("image_size", "resize", "normalise", "channels", "n_mels", "codec", "codec_source")
+    facts = {name: getattr(args, name) for name in same}
+    facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
+    facts["class_names"] = () if args.num_classes == 0 else dataset.class_names
+    if args.audio_scale is not None:
+        facts["audio_scale"] = args.audio_scale
+    folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
+    if not folder.is_dir():
+        codec = make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
+        codec.frames.encode(torch.zeros(1, 1, 3, args.image_size, args.image_size))  # says now if the size does not fit
+        with replaced_folder(folder) as part:
+            codec.save(part)
+    codec = AVCodec.load(folder)
+    for name in facts:
+        if (stored := getattr(codec.spec, name)) != (value := getattr(wanted, name)):
+            raise ValueError(
+                f"{folder} was made with {name} {stored!r}, not {value!r}; repeat the run's own arguments or choose "
+                "another --experiment-dir"
+            )
+    return dataset, codec
+
+
+def model_config(args, codec) -> dict:
+    """Arguments of FLAV for these codecs."""
+    from models import FLAV_presets
+
+    if args.model not in FLAV_presets:
+        raise ValueError(f"model {args.model!r} is unknown; choose one of {', '.join(FLAV_presets)}")
+    return dict(
+        **FLAV_presets[args.model],
+        latent_size=args.image_size // codec.frames.factor,
+        in_channels=codec.frames.channels,
+        class_dropout_prob=args.class_dropout_prob,
+        num_classes=len(codec.spec.class_names),
+        predict_frames=args.predict_frames,
+        grad_ckpt=args.grad_ckpt,
+        n_mels=args.n_mels,
+        audio_fr=codec.spec.mel_per_frame,
+        causal_attn=args.causal_attn,
+        fusion=args.fusion,
+    )
+
+
+def complaint(args, first: int, dataset, order) -> str:
+    """What to say when the loss stays not finite: since when, on which files, and what is left."""
+    from pipeline.storage import checkpoints
+
+    files = sorted({dataset.path(i) for i in order.at(first)})
+    good = [path.name for path in checkpoints(args.experiment_dir) if path.name <= f"step_{first:07d}"]
+    return (
+        f"loss or gradient is not finite since step {first} (files {', '.join(files[:4])}); the last good checkpoint "
+        f"of {args.experiment_dir} is {good[-1] if good else 'none'}; lower --lr or take --fusion c_norm"
+    )
+
+
+def export(args, model, codec, step: int) -> None:
+    """export/: a self-describing checkpoint with the weights that the model has now."""
+    from pipeline.storage import replaced_folder
+
+    with replaced_folder(args.experiment_dir / "export") as part:
+        model.save_pretrained(part)
+        codec.save(part)
+        replace(codec.spec, step=step).save(part)
+
+
+def preview(args, model, codec, step: int, device, clips: int = 4) -> None:
+    """Samples as mp4 and a contact sheet, from the weights that the model has now."""
+    import torch
+
+    from contact import Clip, contact_sheets
+    from data.av import write_clip
+    from pipeline import AVPipeline
+
+    spec, folder = codec.spec, args.experiment_dir / args.results_dir / f"step_{step:07d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    y = torch.arange(clips) % len(spec.class_names) if spec.class_names else None
+    made = AVPipeline(copy.deepcopy(model), codec, device).sample(
+        list(range(clips)), args.video_length, y, seed=args.seed
+    )
+    sheet = []
+    for i, (frames, wave) in enumerate(zip(made.frames.cpu(), made.wave.cpu())):
+        write_clip(folder / f"sample_{i:05d}.mp4", frames, wave, spec.fps, spec.sample_rate)
+        title = f"step {step}, sample {i}" + (f", {spec.class_names[y[i]]}" if y is not None else "")
+        sheet.append(Clip(frames, wave, spec.fps, spec.sample_rate, title))
+    contact_sheets(sheet, folder / "contact_sheet.png")
+
+
+if __name__ == "__main__":
+    cli.run(main)
