@@ -10,18 +10,22 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 PACKAGES = ("torch", "torchaudio", "diffusers", "accelerate", "av", "numpy")  # whose versions change results
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults in --help and takes --num_timesteps for --num-timesteps."""
+    """Shows defaults in --help, takes --num_timesteps for --num-timesteps, and complains in one line."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
         return super().parse_args([_hyphened(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def _hyphened(arg: str) -> str:
@@ -56,12 +60,21 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(args: argparse.Namespace):
-    """The pipeline that `add_checkpoint_arguments` describes."""
+    """The pipeline that `add_checkpoint_arguments` describes.
+
+    Raises:
+        ValueError, OSError: the device or the checkpoint cannot be used.
+    """
     import torch
 
     from pipeline import AVPipeline
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used ({reason}); choose another, or leave it out") from None
     return AVPipeline.from_pretrained(
         args.model_ckpt, device, getattr(torch, args.dtype), args.audio_scale, args.codec_source, args.vocoder
     )
@@ -115,11 +128,16 @@ def output_folder(path: Path) -> Path:
     return path
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file; it appears complete or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
 def write_json(path: Path, value) -> None:
     """Write a JSON file; it appears complete or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    part.replace(path)
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def write_run(folder: Path, args: argparse.Namespace, **facts) -> None:
@@ -129,11 +147,20 @@ def write_run(folder: Path, args: argparse.Namespace, **facts) -> None:
         "arguments": vars(args),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": _git_commit(),
+        "machine": machine(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},
         **facts,
     }
     write_json(folder / "run.json", record)
+
+
+def machine() -> str:
+    """Processor and number of cores."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return f"{next(names, platform.processor() or platform.machine())}, {os.cpu_count()} cores"
 
 
 def _git_commit() -> str | None:
@@ -152,7 +179,15 @@ def run(main: Callable[[], None]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("RFLAV_TRACEBACK"):
             raise
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, in one line; what it said in a data worker is the last line of the traceback it brings."""
+    text = str(error)
+    if "\nOriginal Traceback " in text:
+        text = text.strip().splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split())

@@ -5,13 +5,14 @@ python contact.py CLIP.mp4 [MORE.mp4 ...] --out sheet.png
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import cli
 
 if TYPE_CHECKING:  # torch and matplotlib load after the arguments are known to be good
     from matplotlib.axes import Axes
@@ -168,9 +169,7 @@ def thin_out(frame: Tensor) -> Tensor:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    p = cli.Parser(__doc__.splitlines()[0])
     p.add_argument("clips", type=Path, nargs="+", metavar="CLIP.mp4", help="media files with picture and sound")
     p.add_argument("--out", type=Path, default=Path("contact.png"), help="the picture to write, a .png")
     p.add_argument("--fps", type=float, default=10, help="frames a second to read from the clips")
@@ -179,12 +178,9 @@ def main(argv: list[str] | None = None) -> None:
         p.error(f"--out is {args.out}, but the sheet is a PNG; give a name that ends in .png")
     if args.fps <= 0:
         p.error(f"--fps is {args.fps:g}; give a positive rate")
-    try:
-        contact_sheets([read_clip(path, args.fps) for path in args.clips], args.out)
-    except (OSError, ValueError) as error:
-        p.error(str(error))
+    contact_sheets([read_clip(path, args.fps) for path in args.clips], args.out)
     print(f"{args.out}: {len(args.clips)} clips")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -47,7 +47,7 @@ def main(argv=None):
                                       pipe.spec.sample_rate, title))  # fmt: skip
                 bar.update()
     seconds = time.perf_counter() - began
-    (folder / "samples.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    cli.write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     contact_sheets(sheet, folder / "contact_sheet.png")
     cli.write_run(folder, args, spec=asdict(pipe.spec), seconds=seconds)
     film = args.num_videos * args.video_length / pipe.spec.fps

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import cli
 
+ARCHITECTURE = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype")  # of a whole run
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
 log = logging.getLogger("train")
 
@@ -71,8 +72,13 @@ def parse(argv=None) -> argparse.Namespace:
     out.add_argument("--sample-every", type=cli.whole, default=20_000, help="steps between samples; 0 for none")
     out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample")
     args = p.parse_args(argv)
+    if args.codec_source and Path(args.codec_source).is_dir():
+        args.codec_source = str(Path(args.codec_source).resolve())  # the export is read from anywhere
     if args.use_sd_vae and args.codec != "sd-vae":
         p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
+    new, trained = not (args.experiment_dir / "pipeline").is_dir(), args.vocoder != "griffin-lim"
+    if new and trained and not (Path(args.vocoder) / "config.json").is_file():
+        p.error(f"--vocoder {args.vocoder} has no config.json; give the folder of a HiFi-GAN, or griffin-lim")
     return args
 
 
@@ -99,7 +105,9 @@ def main(argv=None) -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with="tensorboard", project_config=config)
     device, ranks, dtype = accelerator.device, accelerator.num_processes, getattr(torch, args.dtype)
     facts = {"seed": args.seed, "global_batch": args.batch_size * ranks}
+    facts |= {name: getattr(args, name) for name in ARCHITECTURE}
 
+    check_names(args)
     with accelerator.main_process_first():
         dataset, codec = prepare(args)
     codec.to(device)
@@ -112,6 +120,11 @@ def main(argv=None) -> None:
     accelerator.register_for_checkpointing(ema)
     model, optimiser = accelerator.prepare(model, optimiser)
     first_step = resume(accelerator, args.experiment_dir, **facts)
+    if first_step >= args.max_steps:
+        log.info(
+            "%s is at step %s already; --max-steps %s asks for no more", args.experiment_dir, first_step, args.max_steps
+        )
+        return
     ema.to(device)
 
     progress = partial(tqdm, unit="file", desc="encoding", leave=False, disable=not accelerator.is_main_process)
@@ -172,14 +185,23 @@ def main(argv=None) -> None:
     accelerator.end_training()
 
 
+def check_names(args) -> None:
+    """Raise a ValueError for a model, fusion or codec that does not exist, before any video is read."""
+    from models import FLAV_presets
+    from models.codec import CODECS
+    from models.fusion import FUSIONS
+
+    for name, registry in (("model", FLAV_presets), ("fusion", FUSIONS), ("codec", CODECS)):
+        if (value := getattr(args, name)) not in registry:
+            raise ValueError(f"--{name} {value} is unknown; choose one of {', '.join(registry)}")
+
+
 def prepare(args):
     """The data set and the codecs of a run: made by the first process of the first run, read by all others.
 
     Raises:
         ValueError: the arguments contradict the data or the experiment's earlier runs.
     """
-    import torch
-
     from data.clips import ClipDataset
     from pipeline import AVCodec, AVSpec
     from pipeline.encode import make_codec
@@ -209,7 +231,6 @@ def prepare(args):
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
     if not folder.is_dir():
         codec = make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
-        codec.frames.encode(torch.zeros(1, 1, 3, args.image_size, args.image_size))  # says now if the size does not fit
         with replaced_folder(folder) as part:
             codec.save(part)
     codec = AVCodec.load(folder)
@@ -226,8 +247,6 @@ def model_config(args, codec) -> dict:
     """Arguments of FLAV for these codecs."""
     from models import FLAV_presets
 
-    if args.model not in FLAV_presets:
-        raise ValueError(f"model {args.model!r} is unknown; choose one of {', '.join(FLAV_presets)}")
     return dict(
         **FLAV_presets[args.model],
         latent_size=args.image_size // codec.frames.factor,
@@ -248,7 +267,8 @@ def complaint(args, first: int, dataset, order) -> str:
     from pipeline.storage import checkpoints
 
     files = sorted({dataset.path(i) for i in order.at(first)})
-    good = [path.name for path in checkpoints(args.experiment_dir) if path.name <= f"step_{first:07d}"]
+    kept = [path.name for path in checkpoints(args.experiment_dir)]  # skipped steps change no weights
+    good = [name for name in kept if name <= f"step_{first:07d}"] or kept[:1]
     return (
         f"loss or gradient is not finite since step {first} (files {', '.join(files[:4])}); the last good checkpoint "
         f"of {args.experiment_dir} is {good[-1] if good else 'none'}; lower --lr or take --fusion c_norm"

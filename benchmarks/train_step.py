@@ -2,13 +2,12 @@
 
     python benchmarks/train_step.py --model FLAV-B/1 --grad-ckpt --out benchmarks/results/train_step_flav_b1_cpu.json
 
-Times are the median over --repeats after one warm-up; peak memory is that of the process since it began (CPU), or of
+Times are the median over --repeats after --warmup; peak memory is that of the process since it began (CPU), or of
 the allocator (GPU).
 """
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -27,6 +26,7 @@ def main(argv=None) -> None:
     p.add_argument("--predict-frames", type=cli.positive, default=10, help="frames in the window")
     p.add_argument("--batch-size", type=cli.positive, default=1, help="clips")
     p.add_argument("--grad-ckpt", action=argparse.BooleanOptionalAction, default=True, help="recompute blocks")
+    p.add_argument("--warmup", type=cli.whole, default=1, help="runs of each before the timed ones")
     p.add_argument("--repeats", type=cli.positive, default=1, help="timed runs of each")
     p.add_argument("--threads", type=cli.positive, help="of the CPU; torch's own choice if not given")
     p.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -69,18 +69,15 @@ def measure(args, device) -> dict:
         optimiser.step()
         optimiser.zero_grad()
 
-    seconds = {f"{run.__name__}_s": timed(run, args.repeats, device) for run in (forward, step)}
+    seconds = {f"{run.__name__}_s": timed(run, args.warmup, args.repeats, device) for run in (forward, step)}
     if device.type == "cuda":
         peak, machine = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.get_device_name()
     else:
-        peak, machine = (
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            platform.processor() or platform.machine(),
-        )
+        peak, machine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, cli.machine()
     shape = {key: getattr(args, key) for key in ("model", "fusion", "latent_size", "predict_frames", "batch_size")}
     return {
         **shape,
-        "grad_ckpt": args.grad_ckpt,
+        **{key: getattr(args, key) for key in ("grad_ckpt", "warmup", "repeats")},
         "parameters": sum(p.numel() for p in model.parameters()),
         **seconds,
         "peak_gib": peak,
@@ -90,18 +87,18 @@ def measure(args, device) -> dict:
     }
 
 
-def timed(run, repeats: int, device) -> float:
-    """Median seconds of a run after one warm-up."""
+def timed(run, warmup: int, repeats: int, device) -> float:
+    """Median seconds of a run after some warm-up."""
     import torch
 
     seconds = []
-    for _ in range(repeats + 1):
+    for _ in range(warmup + repeats):
         began = time.perf_counter()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[warmup:])
 
 
 if __name__ == "__main__":

@@ -261,10 +261,22 @@ class ClipDataset(Dataset):
 
     def _wave(self, entry: Entry, start: int, count: int) -> Tensor:
         """Normalised sound of frames start..start+count-1 with its context: float32 (N,)."""
-        per_frame, context = self.sample_rate // self.fps, self.context
-        first, last = start * per_frame - context, (start + count) * per_frame + context
-        begin, stop = max(first, 0), min(last, entry.frames * per_frame)
-        wave = read_audio(self.folder / entry.path, begin, stop - begin, self.sample_rate, self.channels)
-        wave = torch.from_numpy(np.pad(wave.numpy(), (begin - first, last - stop), mode="reflect"))
-        peak = entry.peak if self.normalise == "file" else wave[context : len(wave) - context].abs().max().item()
+        how = dict(fps=self.fps, sample_rate=self.sample_rate, context=self.context, channels=self.channels)
+        wave = clip_sound(self.folder / entry.path, start, count, entry.frames, **how)
+        middle = slice(self.context, len(wave) - self.context)
+        peak = entry.peak if self.normalise == "file" else wave[middle].abs().max().item()
         return wave * (PEAK / peak) if peak else wave  # a silent clip stays silent
+
+
+def clip_sound(
+    path: Path, start: int, count: int, total: int, fps: int, sample_rate: int, context: int, channels: Channels
+) -> Tensor:
+    """Sound of frames start..start+count-1 of a file with `context` samples on both sides: float32 (N,).
+
+    The file's sound is that of its `total` frames; the context beyond its ends is its reflection, as in an STFT of it.
+    """
+    per_frame = sample_rate // fps
+    first, last = start * per_frame - context, (start + count) * per_frame + context
+    begin, stop = max(first, 0), min(last, total * per_frame)
+    wave = read_audio(path, begin, stop - begin, sample_rate, channels)
+    return torch.from_numpy(np.pad(wave.numpy(), (begin - first, last - stop), mode="reflect"))

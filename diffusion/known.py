@@ -35,54 +35,63 @@ class Known:
         return torch.where(per_frame(self.mask, x).bool(), interpolate(self.clean, self.eps, t).to(x.dtype), x)
 
 
-def known_clip(
-    clean: Tensor,
+def known_frames(
+    fetch: Callable[[int, int], Tensor | None],
     modality: Modality,
+    shape: tuple[int, ...],
     t: float | None = None,
     pad: str = "joint",
     noise: Callable = frame_noise,
 ) -> Callable:
-    """A clip in memory as what is known of one modality: window -> `Known` frames of that window.
+    """What is known of one modality as a window moves: window -> `Known` frames of that window.
 
-    Its noise is the very noise the frames would have been generated from, so it is drawn once however often asked.
+    Their noise is the very noise the frames would have been generated from, so it is drawn once however often asked.
 
     Args:
-        clean: (B,L,...) latents of frames 0..L-1 of each row's stream.
+        fetch: fetch(row, frame) -> clean latents of a frame of the stream in that row, None where they are not known.
+        shape: of one frame.
         t: as in `Known`.
-        pad: past the last frame "joint" generates both modalities, "noise" takes Gaussian noise for data as the
-            released code does.
+        pad: what stands in for a frame that is not known: "joint" generates it, "noise" takes Gaussian noise for data
+            as the released code does past the end of its conditioning.
         noise: as `diffusion.noise.frame_noise`.
     """
     if pad not in ("joint", "noise"):
         raise ValueError(f"pad {pad!r} is unknown; choose joint or noise")
     invented = {Modality.VIDEO: Modality.PAD_VIDEO, Modality.AUDIO: Modality.PAD_AUDIO}[modality]
-    length, shape = clean.shape[1], tuple(clean.shape[2:])
-
-    def drawn(window, frames: Tensor, kind: Modality) -> Tensor:
-        rows = [
-            torch.stack([noise(seed, sample, frame, kind, shape) for frame in row])
-            for seed, sample, row in zip(window.seed.tolist(), window.sample.tolist(), frames.tolist())
-        ]
-        return torch.stack(rows).to(clean)
-
     last = None  # (frames, Known): a window asks once per step, its frames change once per frame
+
+    def clean(row: int, seed: int, sample: int, frame: int) -> tuple[Tensor, bool]:
+        if (found := fetch(row, frame)) is not None:
+            return found, True
+        if pad == "noise":
+            return noise(seed, sample, frame, invented, shape), True
+        return torch.zeros(shape), False
+
+    def of(window) -> Known:
+        streams = zip(window.seed.tolist(), window.sample.tolist(), window.frames.tolist())
+        places = [(row, seed, sample, frame) for row, (seed, sample, frames) in enumerate(streams) for frame in frames]
+        data, mask = zip(*(clean(*place) for place in places))
+        eps = [noise(seed, sample, frame, modality, shape) for _, seed, sample, frame in places]
+        grid, (device, dtype) = tuple(window.frames.shape), (window.v.device, window.v.dtype)
+        data, eps = (torch.stack([x.to(device, dtype) for x in xs]).unflatten(0, grid) for xs in (data, eps))
+        return Known(data, eps, torch.tensor(mask).view(grid).to(device), t)
 
     def known(window) -> Known:
         nonlocal last
-        frames = window.frames
-        if last is None or not torch.equal(frames, last[0]):
-            last = frames, of(window, frames)
+        if last is None or not torch.equal(window.frames, last[0]):
+            last = window.frames, of(window)
         return last[1]
 
-    def of(window, frames: Tensor) -> Known:
-        mask = frames < length
-        rows = torch.arange(len(clean)).unsqueeze(1)
-        window_clean = clean[rows, frames.clamp(max=length - 1)]
-        if pad == "noise" and not mask.all():
-            window_clean = torch.where(
-                per_frame(mask, clean).bool().to(clean.device), window_clean, drawn(window, frames, invented)
-            )
-            mask = torch.ones_like(mask)
-        return Known(window_clean, drawn(window, frames, modality), mask.to(clean.device), t)
-
     return known
+
+
+def known_clip(clean: Tensor, modality: Modality, **how) -> Callable:
+    """Clips in memory as what is known: clean (B,L,...) are frames 0..L-1 of the streams in rows 0..B-1.
+
+    `how` goes to `known_frames`.
+    """
+
+    def fetch(row: int, frame: int) -> Tensor | None:
+        return clean[row, frame] if frame < clean.shape[1] else None
+
+    return known_frames(fetch, modality, tuple(clean.shape[2:]), **how)

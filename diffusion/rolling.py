@@ -103,7 +103,7 @@ def advance(
     n: int,
     known: Callable[[Window], tuple[Known | None, Known | None]] | None = None,
     guidance: Guidance | None = None,
-    frames: int | None = None,
+    frames: int | Tensor | None = None,
     skip: bool = True,
     noise: Callable = frame_noise,
 ) -> tuple[Window, Emitted | None]:
@@ -114,7 +114,7 @@ def advance(
         n: steps between two frames (`num_timesteps`).
         known: what is given of video and of audio for the frames of a window.
         guidance: gradient guidance by the given modality; needs the whole window, so nothing is skipped.
-        frames: frames asked for in all; later ones are left out of the call.
+        frames: frames asked for of each stream, or (B,) of every one; later ones are left out of the call.
         skip: leave out trailing frames that cannot influence an earlier one. Exact for a causal model only.
         noise: source of the frame that enters.
     Returns:
@@ -176,7 +176,7 @@ def _placed(x: Tensor, known: Known | None, t: Tensor) -> tuple[Tensor, Tensor]:
     return known.place(x, t), t
 
 
-def _frames_that_matter(window: Window, n: int, frames: int | None) -> int:
+def _frames_that_matter(window: Window, n: int, frames: int | Tensor | None) -> int:
     """Leading frames of the call: in any row they move in this step, and they or a later one is asked for."""
     matter = moving_frames(window.step, n).clamp(max=window.T)
     if frames is not None:

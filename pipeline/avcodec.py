@@ -23,6 +23,7 @@ class AVCodec:
 
     def __init__(self, spec: AVSpec, frames: FrameCodec, vocoder: torch.nn.Module):
         self.spec, self.frames, self.vocoder = spec, frames, vocoder
+        self.device = torch.device("cpu")
         if vocoder.hop != spec.hop or vocoder.n_mels != spec.n_mels:
             raise ValueError(
                 f"vocoder {spec.vocoder} speaks {vocoder.n_mels} mel bins at hop {vocoder.hop}, the model has "
@@ -30,6 +31,7 @@ class AVCodec:
             )
 
     def to(self, device: torch.device | str) -> "AVCodec":
+        self.device = torch.device(device)
         self.frames.to(device)
         self.vocoder.to(device)
         return self
@@ -41,10 +43,12 @@ class AVCodec:
         Returns:
             mean, std (B,T,C,h,w) of the video latents; a (B,T,S,M).
         """
-        mean, std = self.frames.encode(frames)
+        return *self.frames.encode(frames), self.encode_sound(wave)
+
+    def encode_sound(self, wave: Tensor) -> Tensor:
+        """Sound with its context, (B, T * samples_per_frame + 2 * context), to (B,T,S,M)."""
         mel = log_mel(wave, self.spec.n_mels, padded=True, sample_rate=self.spec.sample_rate)
-        mel = to_model(mel, self.spec.audio_scale)
-        return mean, std, rearrange(mel, "b m (t s) -> b t s m", s=self.spec.mel_per_frame)
+        return rearrange(to_model(mel, self.spec.audio_scale), "b m (t s) -> b t s m", s=self.spec.mel_per_frame)
 
     @torch.no_grad()
     def decode_frames(self, v: Tensor) -> Tensor:

@@ -97,6 +97,8 @@ class AVPipeline:
     def label(self, y: Tensor | int | None) -> Tensor | None:
         """Labels as the sampler takes them; None becomes the null label of a model with classes."""
         if not self.model.num_classes:
+            if y is not None:
+                raise ValueError(f"y is {y}, but this model has no classes; leave it out")
             return None
         null = self.model.num_classes
         y = torch.as_tensor(null if y is None else y)
@@ -129,7 +131,12 @@ class AVPipeline:
         """Latent frames of the streams `samples`, the first step of which is `window` or fresh noise."""
         if window is None:
             y = self.label(y)
-            y = y if y is None else y.expand(len(samples)) if y.ndim == 0 else y
+            y = y.expand(len(samples)) if y is not None and y.ndim == 0 else y
+            if y is not None and y.shape not in ((len(samples),), (len(samples), self.model.predict_frames)):
+                raise ValueError(
+                    f"labels {tuple(y.shape)} do not fit {len(samples)} samples and a window of "
+                    f"{self.model.predict_frames} frames; give one label, (samples,) or (samples, frames) of them"
+                )
             state = torch.float64 if self.dtype == torch.float64 else torch.float32
             shapes, where = self.model.frame_shapes, dict(device=self.device, dtype=state)
             window = start(self.model.predict_frames, shapes, seed, torch.tensor(samples), y, **where)

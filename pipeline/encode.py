@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data.clips import ClipDataset
 from data.latents import EncodedFile, LatentDataset
-from models.codec import PatchPCA, load_codec
+from models.codec import PatchPCA, check_size, load_codec
 from pipeline.avcodec import AVCodec, make_vocoder
 from pipeline.spec import AVSpec
 from vocoder import log_mel, to_model
@@ -25,9 +25,11 @@ def make_codec(dataset: ClipDataset, spec: AVSpec, vocoder: Path, measure: bool)
     """
     fitted = spec.codec == PatchPCA.name
     frames = PatchPCA.fit(_some_frames(dataset)) if fitted else load_codec(spec.codec, spec.codec_source)
+    check_size(spec.image_size, spec.image_size, frames.factor, spec.codec)
+    codec = AVCodec(spec, frames, make_vocoder(spec, vocoder))  # what does not fit is said before all sound is read
     if measure:
-        spec = replace(spec, audio_scale=measure_audio_scale(dataset, spec))
-    return AVCodec(spec, frames, make_vocoder(spec, vocoder))
+        codec.spec = replace(spec, audio_scale=measure_audio_scale(dataset, spec))
+    return codec
 
 
 def _some(dataset: ClipDataset, files: int) -> Iterator[dict]:

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from models import FLAV
 from models.codec import CODECS
 from vocoder import VOCODERS
@@ -11,6 +13,7 @@ from vocoder.mel import HOP, SAMPLE_RATE
 
 # Of the two released checkpoints, whose folders do not say it themselves.
 RELEASED_AUDIO_SCALES = {"R-FLAV-B-1-AIST": 3.5009668382765917, "R-FLAV-B-1-LS": 3.0951129410195515}
+FILES = ["config.json", "model.safetensors", "pipeline.json", "vocoder/*", "codec/*"]  # of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class AVSpec:
 
 def released_spec(model: FLAV, source: str, audio_scale: float | None) -> AVSpec:
     """The facts of a released checkpoint, which stores none; its audio scale by name or argument."""
-    audio_scale = audio_scale or RELEASED_AUDIO_SCALES.get(Path(source).name)
+    if audio_scale is None:
+        audio_scale = RELEASED_AUDIO_SCALES.get(Path(source).name)
     if audio_scale is None:
         raise ValueError(
             f"{source} has no pipeline.json, so its audio scale is unknown; give --audio-scale "
@@ -85,14 +89,28 @@ def released_spec(model: FLAV, source: str, audio_scale: float | None) -> AVSpec
 
 
 def fetch_checkpoint(source: str) -> Path:
-    """Local folder of a checkpoint: `source` itself or its snapshot from the hub."""
-    if Path(source).is_dir():
-        return Path(source)
+    """Local folder of a checkpoint: `source` itself or its snapshot from the hub.
+
+    Raises:
+        FileNotFoundError, ValueError: there is neither, or one of its files is damaged.
+    """
+    folder = Path(source) if Path(source).is_dir() else _download(source)
+    for path in (path for pattern in FILES for path in sorted(folder.glob(pattern))):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".safetensors":
+                safe_open(path, framework="pt")  # reads the header and compares it with the size of the file
+        except (ValueError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch or export it again") from None
+    return folder
+
+
+def _download(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    files = ["config.json", "model.safetensors", "pipeline.json", "vocoder/*", "codec/*"]
     try:
-        return Path(snapshot_download(source, allow_patterns=files, etag_timeout=10))
+        return Path(snapshot_download(source, allow_patterns=FILES, etag_timeout=10))
     except (OSError, ValueError) as error:  # not found, no network, not an id: the remedy is the same
         raise FileNotFoundError(
             f"{source} is no local folder and could not be had from the hub ({type(error).__name__}); "

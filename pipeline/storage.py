@@ -50,10 +50,10 @@ def resume(accelerator: Accelerator, experiment: Path, **facts) -> int:
         return 0
     stored = json.loads((found[-1] / "facts.json").read_text())
     for name, value in facts.items():
-        if stored[name] != value:
+        if stored.get(name) != value:
             raise ValueError(
-                f"{found[-1]} was trained with {name} {stored[name]}, not {value}; repeat the run's own arguments or "
-                "choose another --experiment-dir"
+                f"{found[-1]} was trained with {name} {stored.get(name)}, not {value}; repeat the run's own arguments "
+                "or choose another --experiment-dir"
             )
     accelerator.load_state(str(found[-1]))
     return stored["step"]

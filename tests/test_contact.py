@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+import cli
 from contact import Clip, contact_sheet, contact_sheets, draw, main
 
 RATE = 16000
@@ -116,7 +117,7 @@ def test_command_draws_real_files(tmp_path, capsys):
 )
 def test_mistakes_end_in_one_sentence_and_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(arguments)
+        cli.run(lambda: main(arguments))
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 

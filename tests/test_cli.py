@@ -1,0 +1,209 @@
+"""What the scripts share: the released command lines, how they fail, what they leave on record."""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cli
+import sample
+import train
+
+ROOT = Path(__file__).parents[1]
+# As DESIGN.md prints them, with values for D, E, K, X.
+RELEASED_TRAIN = """--model FLAV-B/1 --data-path D --image-size 256 --batch-size 16 --num-classes 9 --experiment-dir E
+    --results-dir results/ --sample-every 20000 --ckpt-every 5000 --log-every 100 --video-length 50 --predict-frames 10
+    --sampling logit --num-workers 16 --grad-ckpt --causal-attn --use_sd_vae --audio-scale 3.5"""
+RELEASED_SAMPLE = """--model-ckpt MaverickAlex/R-FLAV-B-1-AIST --results-dir results --video-length 16 --num-videos 2048
+    --audio-scale 3.5 --num-timesteps 2"""
+
+
+def complaint(capsys, run, *args) -> str:
+    """The one line of stderr with which `run` refuses."""
+    with pytest.raises(SystemExit) as end:
+        run(*args)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+def test_underscores_and_hyphens_mean_the_same():
+    given = ["--model-ckpt", "a_b", "--num-timesteps", "7", "--batch-size=3", "--results-dir=under_score"]
+    hyphens = sample.parse(given)
+    underscores = sample.parse(
+        ["--model_ckpt", "a_b", "--num_timesteps", "7", "--batch_size=3", "--results_dir=under_score"]
+    )
+    assert vars(hyphens) == vars(underscores)
+    assert (hyphens.model_ckpt, hyphens.num_timesteps, str(hyphens.results_dir)) == ("a_b", 7, "under_score")
+
+
+def test_underscores_and_hyphens_mean_the_same_on_the_real_command_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sample.py", "--model_ckpt", "m", "--num_videos=2"])
+    assert sample.parse().num_videos == 2
+
+
+def test_released_training_line_parses_as_printed():
+    args = train.parse(shlex.split(RELEASED_TRAIN))
+    expected = dict(
+        model="FLAV-B/1",
+        data_path=Path("D"),
+        image_size=256,
+        batch_size=16,
+        num_classes=9,
+        experiment_dir=Path("E"),
+        results_dir=Path("results"),
+        sample_every=20000,
+        ckpt_every=5000,
+        log_every=100,
+        video_length=50,
+        predict_frames=10,
+        sampling="logit",
+        num_workers=16,
+        grad_ckpt=True,
+        causal_attn=True,
+        use_sd_vae=True,
+        codec="sd-vae",
+        audio_scale=3.5,
+    )
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+def test_released_sampling_line_parses_as_printed():
+    args = sample.parse(shlex.split(RELEASED_SAMPLE))
+    assert (args.model_ckpt, args.video_length, args.num_videos) == ("MaverickAlex/R-FLAV-B-1-AIST", 16, 2048)
+    assert (args.audio_scale, args.num_timesteps, args.results_dir) == (3.5, 2, Path("results"))
+
+
+def test_defaults_of_training_are_those_of_the_paper():
+    args = train.parse(["--data-path", "D", "--experiment-dir", "E"])
+    paper = dict(lr=1e-4, weight_decay=0.02, beta2=0.999, clip_grad_norm=1.0, ema_decay=0.9999, theta=0.2,
+                 class_dropout_prob=0.1, predict_frames=10, fusion="c", sampling="logit", lr_schedule="constant",
+                 codec="sd-vae", model="FLAV-B/1", causal_attn=True, image_size=256, n_mels=256)  # fmt: skip
+    assert {name: getattr(args, name) for name in paper} == paper
+
+
+def test_causal_attention_can_be_switched_off():
+    assert not train.parse(["--data-path", "D", "--experiment-dir", "E", "--no-causal-attn"]).causal_attn
+
+
+def test_sd_vae_contradicts_another_codec(capsys):
+    argv = ["--data-path", "D", "--experiment-dir", "E", "--use_sd_vae", "--codec", "pixels"]
+    assert "--use-sd-vae contradicts --codec pixels" in complaint(capsys, train.parse, argv)
+
+
+@pytest.mark.parametrize("flag", ["--video-length", "--num-videos", "--num-timesteps", "--batch-size"])
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
+def test_counts_are_whole_numbers_from_1(capsys, flag, value):
+    line = complaint(capsys, sample.parse, ["--model-ckpt", "m", f"{flag}={value}"])
+    assert flag in line and f"{value} is not a whole number of 1 or more" in line
+
+
+def test_seed_0_is_a_seed_and_a_negative_one_is_not(capsys):
+    assert sample.parse(["--model-ckpt", "m", "--seed", "0"]).seed == 0
+    assert "0 or more" in complaint(capsys, sample.parse, ["--model-ckpt", "m", "--seed=-1"])
+
+
+def test_unknown_and_missing_arguments_are_named_in_one_line(capsys):
+    assert "--model-ckpt" in complaint(capsys, sample.parse, [])
+    assert "--video-lenght" in complaint(capsys, sample.parse, ["--model-ckpt", "m", "--video-lenght", "3"])
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, FloatingPointError])
+def test_errors_of_input_become_one_line_and_exit_code_2(capsys, error):
+    def main():
+        raise error("the thing\n  is wrong;   change it")
+
+    assert complaint(capsys, cli.run, main).endswith("error: the thing is wrong; change it\n")
+
+
+def test_errors_of_the_program_keep_their_traceback():
+    def main():
+        raise KeyError("a bug")
+
+    with pytest.raises(KeyError):
+        cli.run(main)
+
+
+def test_traceback_of_an_error_of_input_can_be_asked_for(monkeypatch):
+    def main():
+        raise ValueError("wrong")
+
+    monkeypatch.setenv("RFLAV_TRACEBACK", "1")
+    with pytest.raises(ValueError):
+        cli.run(main)
+
+
+def test_process_that_refuses_says_one_line_and_no_traceback(tmp_path):
+    """A whole process, for what stderr gets besides: the hub id of a model, without network."""
+    done = subprocess.run(
+        [sys.executable, "sample.py", "--model-ckpt", "nobody/nothing", "--results-dir", tmp_path / "out"],
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("sample.py: error: nobody/nothing is no local folder")
+    assert "give its local folder" in done.stderr
+
+
+def test_classes_go_in_turn_by_name_or_number():
+    names = ("blue", "green", "red")
+    assert cli.labels("red,0", names, 5) == [2, 0, 2, 0, 2]
+    assert cli.labels(None, names, 4) == [0, 1, 2, 0]
+    assert cli.labels(None, (), 4) is None
+
+
+def test_a_name_that_is_a_number_is_a_name_first():
+    assert cli.labels("1", ("1", "0"), 1) == [0]
+
+
+@pytest.mark.parametrize("text", ["3", "-1", "purple", "red,", "1.0"])
+def test_class_that_does_not_exist_is_named_with_those_that_do(text):
+    with pytest.raises(ValueError, match="does not exist; choose blue, green, red or 0 to 2"):
+        cli.labels(text, ("blue", "green", "red"), 4)
+
+
+def test_classes_of_a_model_without_classes_are_refused():
+    with pytest.raises(ValueError, match="no classes; leave it out"):
+        cli.labels("red", (), 4)
+
+
+def test_output_folder_is_made_with_its_parents_and_left_empty(tmp_path):
+    folder = cli.output_folder(tmp_path / "a" / "b")
+    assert folder.is_dir() and not list(folder.iterdir())
+
+
+def test_file_in_the_way_of_an_output_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OSError, match=r"cannot be written .*; choose another output folder"):
+            cli.output_folder(path)
+
+
+def test_json_that_fails_to_be_written_leaves_the_old_one(tmp_path):
+    path = tmp_path / "x.json"
+    cli.write_json(path, {"old": 1})
+    circular = []
+    circular.append(circular)
+    with pytest.raises(ValueError):
+        cli.write_json(path, circular)
+    assert json.loads(path.read_text()) == {"old": 1}
+
+
+def test_run_json_says_what_ran_with_what(tmp_path):
+    cli.write_run(tmp_path, argparse.Namespace(seed=3, results_dir=Path("x")), seconds=1.5)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["arguments"] == {"seed": 3, "results_dir": "x"} and record["seconds"] == 1.5
+    assert set(cli.PACKAGES) == set(record["versions"]) and {"git_commit", "time", "command", "python"} <= set(record)
+
+
+def test_device_that_is_not_there_is_refused_in_one_sentence():
+    args = sample.parse(["--model-ckpt", "m", "--device", "nonsense"])
+    with pytest.raises(ValueError, match="--device nonsense cannot be used"):
+        cli.load_pipeline(args)

@@ -1,0 +1,104 @@
+"""The house: who may import whom, how fast --help answers, and that everything public says what it is."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LEAVES = ("models", "diffusion", "data", "vocoder", "metrics")
+ROOMS = (*LEAVES, "pipeline")
+SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "cli")
+OURS = {*ROOMS, *SCRIPTS, "cli"}
+
+
+def imports(path: Path) -> set[str]:
+    """First names of all that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno} imports relatively; rooms are named in full"
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def files(*rooms: str) -> list[Path]:
+    return [path for room in rooms for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def test_walk_finds_imports_inside_functions_and_blocks(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text("if True:\n    import av.codec\ndef f():\n    from pipeline.spec import AVSpec\n")
+    assert imports(path) == {"av", "pipeline"}
+
+
+def test_every_room_has_files():
+    assert all(len(files(room)) > 1 for room in ROOMS) and {"train", "sample"} <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaf_imports_no_other_room_and_no_script(leaf):
+    strangers = {str(path.relative_to(ROOT)): imports(path) & OURS - {leaf} for path in files(leaf)}
+    assert not {path: found for path, found in strangers.items() if found}
+
+
+def test_pipeline_imports_no_script():
+    assert not [path for path in files("pipeline") if imports(path) & {*SCRIPTS, "cli"}]
+
+
+def test_only_pipeline_and_scripts_join_leaves():
+    """cli.py is shared by scripts, and contact.py is one: both are the front of the house."""
+    front = {ROOT / f"{name}.py" for name in (*SCRIPTS, "cli")}
+    elsewhere = [p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in ("tests", "benchmarks", ".venv")]
+    joins = {path for path in elsewhere if len(imports(path) & set(LEAVES)) > 1}
+    assert {path for path in joins if path not in front and path.parent != ROOT / "pipeline"} == set()
+
+
+def test_scripts_do_not_import_scripts():
+    """Except contact.py, which is a module of drawing as well as a command."""
+    found = {name: imports(ROOT / f"{name}.py") & set(SCRIPTS) - {name, "contact"} for name in SCRIPTS}
+    assert not {name: others for name, others in found.items() if others}
+
+
+def test_only_one_file_imports_pyav():
+    sources = [*files(*ROOMS), *(ROOT / f"{name}.py" for name in (*SCRIPTS, "cli"))]
+    assert [path for path in sources if "av" in imports(path)] == [ROOT / "data" / "av.py"]
+
+
+def test_no_utils():
+    assert not [path for path in files(*ROOMS) if path.stem in ("utils", "helpers", "common", "misc")]
+    assert not set(SCRIPTS) & {"utils", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_answers_before_anything_slow_is_imported(script):
+    look = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{script}.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('{script}.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print('exit', end.code, sorted({'torch', 'numpy', 'av', 'diffusers', 'matplotlib'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: ") and done.stdout.endswith("exit 0 []\n") and not done.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_takes_a_seed_or_only_reads(script):
+    """contact.py draws nothing at random."""
+    shown = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert ("--seed" in shown) == (script != "contact")
+
+
+@pytest.mark.parametrize("path", [*files(*ROOMS), ROOT / "cli.py"], ids=lambda path: str(path.relative_to(ROOT)))
+def test_public_names_have_a_docstring(path):
+    """`main` is what the module's own docstring is about."""
+    tree = ast.parse(path.read_text())
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    bare = [node.name for node in tree.body if isinstance(node, kinds) and not ast.get_docstring(node)]
+    assert ast.get_docstring(tree) and not [name for name in bare if not name.startswith("_") and name != "main"]

@@ -1,0 +1,401 @@
+"""train.py on real mp4 files: what it writes, that killed and divided runs end alike, what it refuses."""
+
+import functools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cli
+import diffusion.flow
+import train
+from data.av import MediaError, probe, read_audio
+from data.clips import ClipDataset
+from data.latents import LatentDataset
+from data.synthetic import write_dataset
+from pipeline import AVPipeline, AVSpec
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"image-size": 64, "codec": "patch-pca", "n-mels": 64, "model": "FLAV-tiny", "sample-every": 0, "log-every": 1}
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    """Six mp4 files in three classes, 7 clips each."""
+    root = tmp_path_factory.mktemp("balls")
+    write_dataset(root, train=6, test=0, frames=16)
+    return root
+
+
+def argv(data, experiment, *more) -> list[str]:
+    """Arguments of a small run."""
+    flags = {"data-path": data, "experiment-dir": experiment, **SMALL}
+    return [*(f"--{name}={value}" for name, value in flags.items()), *map(str, more)]
+
+
+def log_of(experiment) -> list[dict]:
+    return [json.loads(line) for line in (experiment / "log.jsonl").read_text().splitlines()]
+
+
+def losses(experiment) -> list[float]:
+    return [record["loss"] for record in log_of(experiment)]
+
+
+def state(experiment, step) -> dict[str, torch.Tensor]:
+    """Model, averaged weights and optimiser of a checkpoint, by name."""
+    folder = experiment / "checkpoints" / f"step_{step:07d}"
+    ema = torch.load(folder / "custom_checkpoint_0.pkl", weights_only=True)
+    optimiser = torch.load(folder / "optimizer.bin", weights_only=True)
+    return {
+        **load_file(folder / "model.safetensors"),
+        **{f"ema {i}": p for i, p in enumerate(ema["shadow_params"])},
+        "ema calls": torch.tensor(ema["optimization_step"]),
+        **{f"adam {i} {key}": x for i, of in optimiser["state"].items() for key, x in of.items()},
+    }
+
+
+def assert_same(one: dict, two: dict) -> None:
+    assert one.keys() == two.keys() and len(one) > 100
+    assert [name for name in one if not one[name].equal(two[name])] == []
+
+
+# ------------------------------------------------------------------------------------------ a run from end to end
+
+
+@pytest.fixture(scope="module")
+def finished(balls, tmp_path_factory):
+    """A run with checkpoints, an export and previews; and which clips it saw."""
+    experiment, seen = tmp_path_factory.mktemp("finished"), []
+    cut = LatentDataset.__getitem__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatentDataset, "__getitem__", lambda self, i: seen.append(i) or cut(self, i))
+        saved = (
+            "--ckpt-every",
+            2,
+            "--ckpt-limit",
+            2,
+            "--sample-every",
+            5,
+            "--video-length",
+            12,
+            "--results-dir",
+            "shown",
+        )
+        train.main(argv(balls, experiment, "--cache-latents", "--batch-size", 6, "--max-steps", 7, *saved))
+    return experiment, seen
+
+
+def test_every_clip_is_seen_once_per_epoch(finished):
+    """42 clips in 7 batches of 6."""
+    assert sorted(finished[1]) == list(range(42))
+
+
+def test_newest_checkpoints_are_kept_and_the_last_step_has_one(finished):
+    kept = sorted(path.name for path in (finished[0] / "checkpoints").iterdir())
+    assert kept == ["step_0000006", "step_0000007"]
+
+
+def test_log_has_every_step_with_both_modalities_and_time_bins(finished):
+    log = log_of(finished[0])
+    assert [record["step"] for record in log] == list(range(1, 8))
+    for record in log:
+        assert record["loss"] == pytest.approx(record["loss_video"] + record["loss_audio"])
+        assert len(record["video_at"]) == len(record["audio_at"]) == 10
+        assert record["images_per_s"] > 0 and 0 <= record["data_wait"] <= 1 and record["skipped_steps"] == 0
+    assert list((finished[0] / "tensorboard").rglob("events.*"))
+
+
+def test_previews_are_clips_of_the_length_asked_for_with_a_contact_sheet(finished):
+    folder = finished[0] / "shown" / "step_0000005"
+    clips = sorted(folder.glob("*.mp4"))
+    assert [clip.name for clip in clips] == [f"sample_{i:05d}.mp4" for i in range(4)]
+    assert probe(clips[0]).frames(10) == 12 and read_audio(clips[0], 0, 19200).abs().max() > 0
+    assert (folder / "contact_sheet.png").stat().st_size > 1000 and len(list(folder.parent.iterdir())) == 1
+
+
+def test_export_is_the_averaged_model_and_describes_itself(finished):
+    pipe = AVPipeline.from_pretrained(finished[0] / "export")
+    saved = state(finished[0], 7)
+    for i, weight in enumerate(pipe.model.parameters()):
+        assert weight.equal(saved[f"ema {i}"])
+    assert (pipe.spec.step, pipe.spec.class_names, pipe.spec.image_size) == (7, ("blue", "green", "red"), 64)
+    assert pipe.sample([0], 1, y=0).frames.shape == (1, 1, 64, 64, 3)
+
+
+def test_audio_scale_is_measured_and_stored(finished, balls):
+    from vocoder import CONTEXT, log_mel, to_model
+
+    spec, files = AVSpec.load(finished[0] / "export"), ClipDataset(balls, context=CONTEXT)
+    waves = torch.stack([files.file(i)["wave"] for i in range(6)])
+    scaled = to_model(log_mel(waves, 64, padded=True), spec.audio_scale)
+    assert scaled.std().item() == pytest.approx(1, abs=1e-3)
+
+
+def test_run_json_has_the_arguments_and_the_number_of_processes(finished):
+    run = json.loads((finished[0] / "run.json").read_text())
+    assert run["processes"] == 1 and run["arguments"]["batch_size"] == 6 and run["parameters"] > 1e6
+
+
+def test_nothing_half_written_is_left(finished):
+    assert not [path for path in finished[0].rglob("*") if path.suffix in (".part", ".old")]
+
+
+def test_finished_run_does_nothing_when_started_again(finished, balls):
+    before = state(finished[0], 7)
+    train.main(argv(balls, finished[0], "--cache-latents", "--batch-size", 6, "--max-steps", 7))
+    assert_same(before, state(finished[0], 7))
+    assert len(log_of(finished[0])) == 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_decoding_videos_while_training_gives_the_losses_of_cached_latents(finished, balls, tmp_path, workers):
+    train.main(argv(balls, tmp_path, "--num-workers", workers, "--batch-size", 6, "--max-steps", 3))
+    assert losses(tmp_path) == pytest.approx(losses(finished[0])[:3], rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- killed and resumed
+
+LONG = ("--cache-latents", "--batch-size", 4, "--max-steps", 60, "--ckpt-every", 20, "--lr", 1e-3)
+
+
+@pytest.fixture(scope="module")
+def killed(balls, tmp_path_factory):
+    """A run that was killed between checkpoints, its log by then, and what it says when it is started again."""
+    experiment = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "train.py", *argv(balls, experiment, *LONG)]
+    first = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log, deadline = experiment / "log.jsonl", time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 25:
+        assert first.poll() is None and time.monotonic() < deadline, first.stderr.read()
+        time.sleep(0.002)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    first.stderr.close()
+    text = log.read_text()
+    half = experiment / "checkpoints" / ".step_0000040.part"
+    half.mkdir(exist_ok=True)
+    (half / "model.safetensors").write_bytes(b"half")
+    with log.open("a") as file:
+        file.write('{"step": 3')  # as a kill in mid-write leaves it
+    again = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True)
+    return experiment, text, again
+
+
+def test_kill_struck_between_checkpoints(killed):
+    assert 25 <= killed[1].count("\n") < 40
+
+
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(killed, balls, tmp_path):
+    experiment, _, again = killed
+    assert again.returncode == 0, again.stderr
+    train.main(argv(balls, tmp_path, *LONG))
+    assert_same(state(experiment, 60), state(tmp_path, 60))
+    assert losses(experiment) == losses(tmp_path)
+
+
+def test_log_of_a_killed_run_has_each_step_once(killed):
+    assert [record["step"] for record in log_of(killed[0])] == list(range(1, 61))
+
+
+def test_half_written_checkpoint_is_ignored_with_a_warning(killed):
+    assert ".step_0000040.part was left half-written and is ignored" in killed[2].stderr
+    assert "steps 20 to 60" in killed[2].stderr
+    assert not list((killed[0] / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--seed", 1], "was trained with seed 0, not 1"),
+        (["--batch-size", 5], "was trained with global_batch 6, not 5"),
+        (["--fusion", "none"], "was trained with fusion c, not none"),
+        (["--model", "FLAV-S/8"], "was trained with model FLAV-tiny, not FLAV-S/8"),
+        (["--predict-frames", 8], "was trained with predict_frames 10, not 8"),
+        (["--n-mels", 32], "was made with n_mels 64, not 32"),
+        (["--num-classes", 0], "was made with class_names ('blue', 'green', 'red'), not ()"),
+        (["--audio-scale", 2.5], "was made with audio_scale"),
+    ],
+)
+def test_resuming_with_other_facts_is_refused_in_one_sentence(finished, balls, capsys, more, said):
+    before = (finished[0] / "log.jsonl").read_text()
+    line = complaint(capsys, argv(balls, finished[0], "--cache-latents", "--batch-size", 6, "--max-steps", 9, *more))
+    assert said in line and "choose another --experiment-dir" in line
+    assert (finished[0] / "log.jsonl").read_text() == before
+
+
+# ------------------------------------------------------------------------------------------------------ two processes
+
+
+def test_two_processes_train_the_model_of_one_with_the_same_global_batch(balls, tmp_path):
+    """In float64, with a global batch of 6. Every clip of it counts, so the ranks cannot have seen the same data."""
+    two, one, rank_0 = tmp_path / "two", tmp_path / "one", tmp_path / "rank_0"
+    how = ("--cache-latents", "--max-steps", 4, "--lr", 1e-3, "--dtype", "float64")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
+    command = [*launch, *argv(balls, two, *how, "--batch-size", 3)]
+    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((two / "run.json").read_text())["processes"] == 2
+
+    train.main(argv(balls, one, *how, "--batch-size", 6))
+    train.main(argv(balls, rank_0, *how, "--batch-size", 3))
+    divided, whole, part = (load_file(x / "checkpoints/step_0000004/model.safetensors") for x in (two, one, rank_0))
+    assert max((divided[name] - whole[name]).abs().max().item() for name in whole) < 1e-10
+    assert max((divided[name] - part[name]).abs().max().item() for name in whole) > 1e-4
+    assert losses(two) == pytest.approx(losses(one), rel=1e-10)
+    assert [record["step"] for record in log_of(two)] == [1, 2, 3, 4]
+
+
+# ---------------------------------------------------------------------------------------------------------- it learns
+
+
+def test_fresh_model_more_than_halves_its_loss_on_two_clips(tmp_path):
+    write_dataset(tmp_path / "two", train=2, test=0, frames=10)
+    train.main(argv(tmp_path / "two", tmp_path / "run", "--cache-latents", "--batch-size", 4, "--max-steps", 200,
+                    "--lr", 1e-3, "--log-every", 20))  # fmt: skip
+    log = log_of(tmp_path / "run")
+    for name in ("loss", "loss_video", "loss_audio"):
+        assert log[-1][name] < 0.5 * log[0][name]
+
+
+def test_released_training_line_runs_with_tiny_substitutes(balls, tmp_path):
+    torch.manual_seed(0)
+    blocks = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    vae = diffusers.AutoencoderKL(**blocks, block_out_channels=(8,) * 4, norm_num_groups=4, latent_channels=4)
+    vae.save_pretrained(tmp_path / "vae")
+    released = f"""--data-path {balls} --num-classes 3 --experiment-dir {tmp_path / "E"} --results-dir results/
+        --sample-every 20000 --ckpt-every 5000 --log-every 100 --video-length 50 --predict-frames 10 --sampling logit
+        --num-workers 16 --grad-ckpt --causal-attn --use_sd_vae --audio-scale 3.5"""
+    substitutes = f"""--model FLAV-tiny --image-size 64 --batch-size 2 --num-workers 1 --max-steps 2
+        --codec-source {tmp_path / "vae"}"""
+    train.main([*released.split(), *substitutes.split()])
+    spec = AVSpec.load(tmp_path / "E" / "export")
+    assert (spec.codec, spec.audio_scale, spec.n_mels, spec.step) == ("sd-vae", 3.5, 256, 2)
+    assert AVPipeline.from_pretrained(tmp_path / "E" / "export").sample([0], 1, y=2).frames.shape == (1, 1, 64, 64, 3)
+
+
+# -------------------------------------------------------------------------------------------------- not a finite loss
+
+
+def test_step_whose_loss_is_not_finite_is_skipped_and_counted(balls, tmp_path, monkeypatch):
+    step, flow_loss = iter(range(100)), diffusion.flow.flow_loss
+
+    def sometimes(*args, **how):
+        loss = flow_loss(*args, **how)
+        return loss._replace(total=loss.total * math.nan) if next(step) == 2 else loss
+
+    monkeypatch.setattr(diffusion.flow, "flow_loss", sometimes)
+    train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size", 2, "--max-steps", 4, "--ckpt-every", 1,
+                    "--ckpt-limit", 4))  # fmt: skip
+    before, after, later = (state(tmp_path, n) for n in (2, 3, 4))
+    names = [name for name in before if not name.startswith("ema")]
+    assert all(before[name].equal(after[name]) for name in names)
+    assert not all(after[name].equal(later[name]) for name in names)
+    assert all(x.isfinite().all() for x in later.values())
+    log = log_of(tmp_path)
+    assert [record["skipped_steps"] for record in log] == [0, 0, 1, 1] and log[2]["loss"] is None
+    assert [record["skipped_in_a_row"] for record in log] == [0, 0, 1, 0]
+
+
+def test_training_stops_when_no_step_is_finite_and_says_where_and_what_is_left(balls, tmp_path, capsys):
+    """At this rate the first step loses the weights; skipped ones change nothing, so any checkpoint is as good."""
+    command = argv(balls, tmp_path, "--cache-latents", "--batch-size", 2, "--max-steps", 40, "--ckpt-every", 1,
+                   "--log-every", 3, "--lr", 1e30)  # fmt: skip
+    line = complaint(capsys, command, quiet=False)
+    assert "not finite since step 1 " in line and "lower --lr" in line
+    assert line.count(".mp4") in (1, 2) and str(balls) in line
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert f"last good checkpoint of {tmp_path} is {kept[0]}" in line
+    assert log_of(tmp_path)[-1]["skipped_in_a_row"] in (10, 11, 12)
+
+
+# ---------------------------------------------------------------------------------------------------------- bad input
+
+
+def complaint(capsys, command, quiet=True) -> str:
+    """The line with which a command refuses; it is all that stderr gets, if `quiet`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.run(functools.partial(train.main, command))
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and err.endswith("\n") and "Traceback" not in err
+    assert err.count("\n") == 1 or not quiet
+    return err.splitlines()[-1]
+
+
+def test_empty_data_folder(tmp_path, capsys):
+    assert "has no folder 'train'" in complaint(capsys, argv(tmp_path, tmp_path / "E"))
+    (tmp_path / "train").mkdir()
+    assert "has no videos" in complaint(capsys, argv(tmp_path, tmp_path / "E"))
+    assert "has no folder 'train'" in complaint(capsys, argv(tmp_path / "nowhere", tmp_path / "E"))
+
+
+def test_folder_of_corrupt_files_only(tmp_path, capsys):
+    (tmp_path / "train").mkdir()
+    for i in range(2):
+        (tmp_path / "train" / f"{i}.mp4").write_bytes(b"no video" * 100)
+    line = complaint(capsys, argv(tmp_path, tmp_path / "E"))
+    assert "no usable video: 2 unreadable" in line and "0.mp4" in line
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--num-classes", 5], "--num-classes 5 contradicts the 3 class folders"),
+        (["--image-size", 60], "not a multiple of the 8 of codec patch-pca; resize them to 56 or 64"),
+        (["--model", "FLAV-B/3"], "--model FLAV-B/3 is unknown; choose one of FLAV-XL/2"),
+        (["--fusion", "d"], "--fusion d is unknown; choose one of none, a, b, c, c_norm"),
+        (["--codec", "vqgan"], "--codec vqgan is unknown; choose one of sd-vae, dc-ae"),
+        (["--codec", "sd-vae"], "stabilityai/sd-vae-ft-ema cannot be read"),
+        (["--codec", "dc-ae"], "give the local directory"),
+        (["--codec", "taesd", "--codec-source", "nowhere"], "nowhere cannot be read (no such directory)"),
+        (["--vocoder", "nowhere"], "--vocoder nowhere has no config.json"),
+        (["--predict-frames", 17], "no usable video: 6 shorter than 17 frames"),
+        (["--lr-schedule", "linear"], "--lr-schedule"),
+        (["--batch-size", 0], "--batch-size: 0 is not a whole number of 1 or more"),
+    ],
+)
+def test_argument_that_cannot_be_is_refused_before_training(balls, tmp_path, capsys, monkeypatch, more, said):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("pipeline.encode.measure_audio_scale", lambda *_: pytest.fail("long work had begun"))
+    assert said in complaint(capsys, argv(balls, tmp_path / "E", *more))
+    assert not (tmp_path / "E" / "checkpoints").exists() and not (tmp_path / "E" / "pipeline").exists()
+
+
+@pytest.mark.parametrize("name", ["model", "fusion", "codec", "vocoder"])
+def test_unknown_name_is_refused_before_a_video_is_read(tmp_path, capsys, name):
+    """There are no videos: that would be the complaint otherwise."""
+    assert f"--{name} nonsense" in complaint(capsys, argv(tmp_path, tmp_path / "E", f"--{name}", "nonsense"))
+
+
+def test_experiment_dir_that_cannot_be_written(balls, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in complaint(capsys, argv(balls, tmp_path / "file" / "E"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_file_that_vanishes_while_training_is_named_in_one_line(balls, tmp_path, capsys, monkeypatch, workers):
+    def gone(self, index):
+        raise MediaError("ball.mp4 does not exist; check the path")
+
+    monkeypatch.setattr(ClipDataset, "__getitem__", gone)
+    line = complaint(capsys, argv(balls, tmp_path, "--num-workers", workers, "--max-steps", 2), quiet=False)
+    assert line.endswith(": error: ball.mp4 does not exist; check the path")
+
+
+def test_codec_weights_of_another_kind(balls, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(b"")
+    more = ("--codec", "sd-vae", "--codec-source", tmp_path)
+    assert "holds a AutoencoderTiny, codec sd-vae needs a AutoencoderKL" in complaint(
+        capsys, argv(balls, tmp_path / "E", *more)
+    )

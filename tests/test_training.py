@@ -1,0 +1,222 @@
+"""The parts of a training step around the model."""
+
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+
+from diffusion.flow import FlowLoss
+from pipeline.training import BINS, Draws, Meter, averaged, learning_rate
+
+T, SHAPES = 4, ((4, 3, 2, 2), (4, 5, 6))
+
+
+def clips(B, seed=0):
+    """mean, std, a, y of B clips."""
+    rng = torch.Generator().manual_seed(seed)
+    mean, std = (torch.rand(B, *SHAPES[0], generator=rng) for _ in range(2))
+    return mean, std, torch.rand(B, *SHAPES[1], generator=rng), torch.arange(B) % 3
+
+
+def draws(rows, seed=0, theta=0.2, drop=0.1, null_label=3):
+    return Draws(seed, rows, SHAPES, theta, drop, null_label)
+
+
+def cut(inputs, rows):
+    """Rows of the arguments of flow_loss."""
+    flat = {"v": inputs["v"], "a": inputs["a"], "y": inputs["y"], "times": inputs["times"]}
+    return [x[rows] for x in (*flat.values(), *inputs["noise"])]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_draws_of_a_clip_do_not_depend_on_rank_or_batch(ranks):
+    batch = clips(8)
+    whole = draws(range(8))(7, *batch)
+    for rank in range(ranks):
+        rows = range(rank * 8 // ranks, (rank + 1) * 8 // ranks)
+        part = draws(rows)(7, *(x[rows.start : rows.stop] for x in batch))
+        mine, theirs = cut(part, slice(None)), cut(whole, slice(rows.start, rows.stop))
+        assert all(a.equal(b) for a, b in zip(mine, theirs))
+
+
+def test_draws_are_repeated_when_a_run_is_resumed():
+    batch = clips(4)
+    run = draws(range(4))
+    for step in range(5):
+        run(step, *batch)
+    assert all(
+        a.equal(b) for a, b in zip(cut(run(5, *batch), slice(None)), cut(draws(range(4))(5, *batch), slice(None)))
+    )
+
+
+@pytest.mark.parametrize("other", [dict(seed=1), dict(step=6), dict(rows=range(4, 8))])
+def test_seed_step_and_place_each_change_every_draw(other):
+    batch = clips(4)
+    one = draws(range(4), theta=0.0)(5, *batch)
+    step = other.pop("step", 5)
+    two = draws(**{"rows": range(4), "theta": 0.0} | other)(step, *batch)
+    assert not (one["times"][:, 0] == two["times"][:, 0]).any()
+    for a, b in zip((one["v"], *one["noise"]), (two["v"], *two["noise"])):
+        assert not (a == b).flatten(1).all(1).any()
+
+
+def test_clips_of_a_batch_have_times_and_noise_of_their_own():
+    inputs = draws(range(64), theta=0.0)(0, *clips(64))
+    assert len(inputs["times"][:, 0].unique()) == 64
+    assert len({tuple(x.flatten().tolist()) for x in inputs["noise"][1]}) == 64
+
+
+def test_share_of_labels_is_dropped():
+    y = torch.arange(4000) % 3
+    mean = torch.zeros(4000, 1, 1, 1, 1)
+    small = Draws(0, range(4000), ((1, 1, 1, 1), (1, 1, 1)), 0.2, 0.1, 3)
+    dropped = small(0, mean, mean, torch.zeros(4000, 1, 1, 1), y)["y"]
+    share = (dropped == 3).double().mean().item()
+    assert abs(share - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 4000)
+    assert dropped[dropped != 3].equal(y[dropped != 3])
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(0.0, [0, 1, 2, 0]), (1.0, [3, 3, 3, 3])])
+def test_no_or_every_label_is_dropped_at_the_ends(drop, expected):
+    assert draws(range(4), drop=drop)(0, *clips(4))["y"].tolist() == expected
+
+
+def test_model_without_classes_gets_no_labels():
+    assert draws(range(4), null_label=None)(0, *clips(4))["y"] is None
+
+
+def test_share_of_clips_is_in_pre_rolling():
+    """Only rolling frames are all less noisy than pure noise: the last is at (1 - w) / T there."""
+    mean = torch.zeros(4000, T, 1, 1, 1)
+    small = Draws(0, range(4000), ((T, 1, 1, 1), (T, 1, 1)), 0.2, 0.1, None)
+    times = small(0, mean, mean, torch.zeros(4000, T, 1, 1), torch.zeros(4000))["times"]
+    gaps = times[:, :-1] - times[:, 1:]
+    rolling = (gaps - 1 / T).abs().max(1).values < 1e-6
+    first = rolling & (times[:, 0] > 1 - 1 / T)  # 1 - w / T: the rolling window is always there
+    share = 1 - first.double().mean().item()
+    # a pre-rolling clip looks like rolling where w falls in [0, 1/T): first frame at 1 - w
+    expected = 0.2 * (1 - 1 / T)
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
+
+
+def test_latent_is_mean_plus_spread_times_noise_and_the_spread_matters():
+    mean, std, a, y = clips(4)
+    spread = draws(range(4))(0, mean, std, a, y)["v"]
+    sharp = draws(range(4))(0, mean, torch.zeros_like(std), a, y)["v"]
+    assert sharp.equal(mean)
+    z = ((spread - mean) / std).flatten()
+    assert abs(z.mean()) < 0.3 and 0.8 < z.std() < 1.2
+
+
+def test_learning_rate_warms_up_linearly_then_stays():
+    rates = [learning_rate(s, 2.0, 4, "constant", 10) for s in range(10)]
+    assert rates == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert learning_rate(0, 2.0, 0, "constant", 10) == 2.0
+
+
+def test_cosine_starts_at_the_rate_halves_in_the_middle_and_ends_at_5_percent():
+    assert learning_rate(100, 1.0, 100, "cosine", 1100) == pytest.approx(1.0)
+    assert learning_rate(600, 1.0, 100, "cosine", 1100) == pytest.approx(0.05 + 0.95 / 2)
+    assert learning_rate(1100, 1.0, 100, "cosine", 1100) == pytest.approx(0.05)
+    assert learning_rate(1099, 1.0, 100, "cosine", 1100) == pytest.approx(0.05, abs=1e-4)
+    assert learning_rate(49, 1.0, 100, "cosine", 1100) == pytest.approx(0.5)
+    falling = [learning_rate(s, 1.0, 100, "cosine", 1100) for s in range(100, 1101)]
+    assert falling == sorted(falling, reverse=True) and len(set(falling)) == 1001
+
+
+def steps(count, B=3, seed=0):
+    """(loss, times, norm) of some steps."""
+    rng = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        error_v, error_a, times = (torch.rand(B, T, generator=rng) for _ in range(3))
+        video, audio = error_v.mean(), error_a.mean()
+        yield FlowLoss(video + audio, video, audio, error_v, error_a), times.double(), torch.rand((), generator=rng)
+
+
+def test_meter_gives_plain_means_of_all_steps():
+    meter, rows = Meter(torch.device("cpu")), list(steps(5))
+    for row in rows:
+        meter.add(*row)
+    record = meter.read(Accelerator(cpu=True), seconds=2.0, images_per_step=12)
+    for name, values in {
+        "loss": [loss.total for loss, _, _ in rows],
+        "loss_video": [loss.video for loss, _, _ in rows],
+        "loss_audio": [loss.audio for loss, _, _ in rows],
+        "grad_norm": [norm for _, _, norm in rows],
+    }.items():
+        assert record[name] == pytest.approx(torch.stack(values).double().mean().item(), rel=1e-6)
+    assert record["images_per_s"] == 5 * 12 / 2 and record["skipped_steps"] == 0
+
+
+def test_meter_sorts_frames_into_bins_of_their_flow_time():
+    meter, rows = Meter(torch.device("cpu")), list(steps(5))
+    for row in rows:
+        meter.add(*row)
+    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    times = torch.cat([t.flatten() for _, t, _ in rows])
+    for key, errors in (("video_at", [x.error_v for x, _, _ in rows]), ("audio_at", [x.error_a for x, _, _ in rows])):
+        errors = torch.cat([e.flatten() for e in errors]).double()
+        for k in range(BINS):
+            inside = (times >= k / BINS) & (times < (k + 1) / BINS)
+            expected = pytest.approx(errors[inside].mean().item()) if inside.any() else None
+            assert record[key][k] == expected
+
+
+def test_frame_that_is_clean_counts_in_the_last_bin_and_empty_bins_are_none():
+    meter = Meter(torch.device("cpu"))
+    error = torch.full((1, 2), 3.0)
+    loss = FlowLoss(error.mean(), error.mean(), error.mean(), error, error)
+    meter.add(loss, torch.tensor([[1.0, 0.0]]), torch.tensor(1.0))
+    assert meter.read(Accelerator(cpu=True), 1.0, 1)["video_at"] == [3.0] + [None] * (BINS - 2) + [3.0]
+
+
+def test_step_that_is_not_finite_is_counted_and_leaves_the_means_alone():
+    meter, rows = Meter(torch.device("cpu")), list(steps(3))
+    bad = FlowLoss(*(x * math.nan for x in rows[0][0]))
+    for row in (rows[0], (bad, rows[0][1], torch.tensor(math.inf)), rows[1]):
+        meter.add(*row)
+    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    assert record["loss"] == pytest.approx((rows[0][0].total + rows[1][0].total).item() / 2, rel=1e-6)
+    assert (record["skipped_steps"], record["skipped_in_a_row"]) == (1, 0)
+    for _ in range(4):
+        meter.add(bad, rows[0][1], torch.tensor(math.nan))
+    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    assert record["loss"] is None and (record["skipped_steps"], record["skipped_in_a_row"]) == (5, 4)
+
+
+def test_reading_starts_the_sums_again():
+    meter, (one, two) = Meter(torch.device("cpu")), list(steps(2))
+    meter.waited = 0.5
+    meter.add(*one)
+    assert meter.read(Accelerator(cpu=True), 1.0, 1)["data_wait"] == 0.5
+    meter.add(*two)
+    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    assert record["loss"] == pytest.approx(two[0].total.item(), rel=1e-6) and record["data_wait"] == 0
+
+
+def test_averaged_weights_are_there_inside_the_block_only():
+    model = torch.nn.Linear(2, 2)
+    ema = EMAModel(model.parameters(), decay=0.9)
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    with pytest.raises(RuntimeError), averaged(ema, model):
+        assert model.weight.equal(before)
+        raise RuntimeError
+    assert model.weight.equal(before + 1)
+
+
+def test_average_takes_the_first_weights_and_then_slows_down():
+    """Decay min(0.9999, s / (9 + s)) at call s, 0 on the first."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = EMAModel(model.parameters(), decay=0.9999)
+    expected = 0.0
+    for s in range(1, 7):
+        with torch.no_grad():
+            model.weight.fill_(float(s**2))
+        decay = s / (9 + s) if s > 1 else 0
+        expected = decay * expected + (1 - decay) * s**2
+        ema.step(model.parameters())
+        assert ema.shadow_params[0].item() == pytest.approx(expected)
