@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchaudio.functional import griffinlim
 
 from vocoder.mel import HOP, N_FFT, SAMPLE_RATE, WINDOW, hann_window, mel_filters
+from vocoder.rtisi import AHEAD, BLOCK, MOMENTUM, refine, start
 
 EDGE = math.ceil(WINDOW / HOP)  # mel frames whose windows overlap one sample
 KNEE = 0.9  # level up to which the limiter changes nothing
@@ -20,26 +21,24 @@ class GriffinLim(nn.Module):
     """log-mel (B,M,F) -> wave (B, F * hop) in (-1, 1): the phase is found by iteration (Griffin and Lim, 1984).
 
     The start is zero phase, so the same mel gives the same samples. The iteration is chaotic: a rounding error ends as
-    another phase of quiet bins. So clips go through one by one, untouched by their neighbours in the batch, and a chunk
-    of a mel does NOT give the samples of the whole.
+    another phase of quiet bins. So clips go through one by one, untouched by their neighbours in the batch, and a
+    stream (`speak`) has another phase than the whole.
     """
 
     hop = HOP
-    context = EDGE  # mel frames on each side beyond which the magnitude (not the phase) of a sample is unaffected
+    state_keys = frozenset({"mel", "magnitude", "wave", "tail"})
 
     def __init__(self, n_mels: int = 256, sample_rate: int = SAMPLE_RATE, iterations: int = 32):
         super().__init__()
         self.n_mels, self.sample_rate, self.iterations = n_mels, sample_rate, iterations
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        if log_mel.ndim != 3 or log_mel.shape[1] != self.n_mels:
-            raise ValueError(f"log-mel has shape {tuple(log_mel.shape)}, this vocoder takes (B, {self.n_mels}, frames)")
+        self.check(log_mel)
         return soft_limit(torch.stack([self.invert(clip) for clip in log_mel]))
 
     def invert(self, log_mel: Tensor) -> Tensor:
         """Wave (F * hop,) of one log-mel (M,F), without limit."""
-        filters = mel_filters(self.n_mels, self.sample_rate, log_mel.device, log_mel.dtype)
-        magnitude = F.pad(unmel(log_mel.exp(), filters), (EDGE, EDGE), mode="replicate")  # (N_FFT/2+1, F + 2 EDGE)
+        magnitude = F.pad(self.magnitude(log_mel), (EDGE, EDGE), mode="replicate")  # (N_FFT/2+1, F + 2 EDGE)
         window = hann_window(log_mel.device, log_mel.dtype)
         wave = griffinlim(
             magnitude,
@@ -49,12 +48,60 @@ class GriffinLim(nn.Module):
             WINDOW,
             power=1,
             n_iter=self.iterations,
-            momentum=0.99,
+            momentum=MOMENTUM,
             length=None,
             rand_init=False,
         )
         # griffinlim has the middle of frame m at sample m * HOP, the mel has it at (m + 1/2) * HOP
         return wave.narrow(-1, EDGE * HOP - HOP // 2, log_mel.shape[-1] * HOP)
+
+    def speak(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of a stream (`vocoder.stream`), in blocks of 10 mel frames counted from its beginning.
+
+        Every block is refined together with the open frames before it (`rtisi.refine`), each frame in three rounds with
+        a third of the iterations, the phase carried over. Samples depend on the mel and their position, not on how the
+        mel was cut. After n blocks sound has been spoken up to mel frame 10 n - 23; the state takes under 112 kB.
+
+        Phases, and so samples, differ from those of the whole file. What can be heard does not (7 sounds of 6 s):
+
+                                                          64 mels            256 mels
+                                                      whole   stream      whole   stream
+            spectral convergence, mean                0.176    0.178      0.105    0.080
+            mean |log-mel - target|                   0.133    0.134      0.109    0.102
+            onset error of the demo's pings, ms         2.9      2.9        0.4      0.5
+
+        Spectral convergence is at most 1.11 times the whole file's for each of them. The log-mel distance can be more
+        (1.4 times for sparse pings, from the silence just before them).
+        """
+        self.check(log_mel)
+        fresh = {"mel": log_mel[0, :, :0], **start(log_mel)}
+        clips = [{k: state[k][i] for k in state} if state else fresh for i in range(len(log_mel))]
+        waves, states = zip(*(self.speak_clip(mel, clip, last) for mel, clip in zip(log_mel, clips)))
+        return torch.stack(waves), {key: torch.stack([s[key] for s in states]) for key in states[0]}
+
+    def speak_clip(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """`speak` for one clip: log-mel (M,f) and a state without batch axis."""
+        waiting, waves = torch.cat([state["mel"], log_mel], dim=-1), []
+        whole = waiting.shape[-1] // BLOCK * BLOCK
+        rounds = (BLOCK + AHEAD) // BLOCK  # that a frame takes part in
+        for first in range(0, whole, BLOCK):
+            block = self.magnitude(waiting[:, first : first + BLOCK])
+            wave, state = refine(block.T, state, math.ceil(self.iterations / rounds))
+            waves.append(soft_limit(wave))
+        waiting = waiting[:, whole:]
+        if last and len(state["magnitude"]) + waiting.shape[-1]:
+            wave, state = refine(self.magnitude(waiting).T, state, self.iterations, last)
+            waves.append(soft_limit(wave))
+        return torch.cat([*waves, log_mel.new_empty(0)]), {**state, "mel": waiting}
+
+    def magnitude(self, log_mel: Tensor) -> Tensor:
+        """STFT magnitude (N_FFT/2+1, F) behind a log-mel (M,F)."""
+        return unmel(log_mel.exp(), mel_filters(self.n_mels, self.sample_rate, log_mel.device, log_mel.dtype))
+
+    def check(self, log_mel: Tensor) -> None:
+        """Raises ValueError where the log-mel is not (B, n_mels, F)."""
+        if log_mel.ndim != 3 or log_mel.shape[1] != self.n_mels:
+            raise ValueError(f"log-mel has shape {tuple(log_mel.shape)}, this vocoder takes (B, {self.n_mels}, frames)")
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json`; there are no weights."""

@@ -12,6 +12,8 @@ from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from vocoder.stream import speak_in_context
+
 SLOPE, LAST_SLOPE = 0.1, 0.01  # of the leaky ReLUs; the one before the last convolution differs
 DILATIONS = {"1": 3, "2": 2}  # dilations that a residual block of each type reads
 PRE_KERNEL = POST_KERNEL = 7
@@ -100,6 +102,8 @@ class HiFiGANConfig:
 class HiFiGAN(nn.Module):
     """log-mel (B,M,F) -> wave (B, F * hop) in [-1, 1], with weight norm already folded into plain weights."""
 
+    state_keys = frozenset({"mel"})
+
     def __init__(self, config: HiFiGANConfig):
         super().__init__()
         self.config = config
@@ -137,6 +141,10 @@ class HiFiGAN(nn.Module):
             x = sum(block(x) for block in self.resblocks[i * width : (i + 1) * width]) / width
         x = self.conv_post(F.leaky_relu(x, LAST_SLOPE))
         return rearrange(x.tanh(), "b 1 n -> b n")
+
+    def speak(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of a stream (`vocoder.stream`): the samples of the whole file, `context` mel frames late."""
+        return speak_in_context(self, self.context, log_mel, state, last)
 
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors` (plain weights)."""

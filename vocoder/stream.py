@@ -1,72 +1,105 @@
 """Sound from a mel that arrives in pieces, without seams and in constant memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 
-def stream(vocoder: Callable[[Tensor], Tensor], mels: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Waves (B, n * hop) of consecutive mel chunks (B,M,f): joined, the vocoder's wave of the joined mel.
+class Vocoder(Protocol):
+    """What a stream needs of a vocoder."""
 
-    Each wave ends `vocoder.context` frames before the mel read so far; the last one brings the rest.
-    """
+    hop: int  # samples per mel frame
+    n_mels: int
+    state_keys: frozenset[str]  # of the state that `speak` returns; "mel" (B,M,f) is always among them
+
+    def __call__(self, log_mel: Tensor) -> Tensor:
+        """log-mel (B,M,F) -> wave (B, F * hop)."""
+
+    def speak(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of a stream, a pure function: the samples (B, n * hop) that are ready, and the state after them.
+
+        Args:
+            log_mel: (B,M,f) next frames; f may be 0.
+            state: what the last step returned, {} at the beginning.
+            last: no frames will follow, so all samples are ready.
+        """
+
+
+def stream(vocoder: Vocoder, mels: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Waves (B, n * hop) of consecutive mel chunks (B,M,f), as soon as they are ready: joined, one per mel frame."""
     voice = VocoderStream(vocoder)
     for mel in mels:
         if (wave := voice.push(mel)).shape[-1]:
             yield wave
-    if voice.state() is not None:
+    if voice.state():
         yield voice.finish()
 
 
 class VocoderStream:
-    """A vocoder with the mel frames that it still needs.
-
-    Samples of a frame depend on at most `context` frames on each side (a convolutional vocoder), so a frame is spoken
-    once that many frames follow it, and forgotten once that many spoken ones follow it. The state is therefore
-    the last 2 * context frames: those before the last `context` are spoken already and serve as left context.
+    """A vocoder in the middle of a sound: mel frames in, the samples that no later frame can change out.
 
     Args:
-        vocoder: mel (B,M,F) -> wave (B, F * hop), with attributes `hop` and `context`.
-        state: the `state()` of a stream to go on with, None for a new one.
+        vocoder: HiFi-GAN, whose joined chunks are the samples of the whole mel, or Griffin-Lim (see its `speak`).
+        state: the `state()` of a stream to go on with, bit for bit where arithmetic repeats itself (CPU, same number
+            of threads); None for a new one.
+    Raises:
+        ValueError: the state belongs to a stream of another vocoder.
     """
 
-    def __init__(self, vocoder: Callable[[Tensor], Tensor], state: Tensor | None = None):
-        self.vocoder = vocoder
-        self._mel = state
+    def __init__(self, vocoder: Vocoder, state: dict[str, Tensor] | None = None):
+        self.vocoder, self._state = vocoder, dict(state or {})
+        if self._state and self._state.keys() != vocoder.state_keys:
+            raise ValueError(
+                f"the state holds {sorted(self._state)}, a stream of this vocoder has {sorted(vocoder.state_keys)}; "
+                f"resume with the vocoder that the stream was begun with"
+            )
 
-    def state(self) -> Tensor | None:
-        """(B, M, up to 2 * context) mel frames: all that a resumed stream needs. None before the first push."""
-        return self._mel
+    def state(self) -> dict[str, Tensor]:
+        """All that a resumed stream needs, (B, ...) each, contiguous and never written to again; {} if it is new."""
+        return dict(self._state)
 
     def push(self, mel: Tensor) -> Tensor:
-        """Take mel frames (B,M,f), return the samples (B, n * hop) that no later frame can change; n may be 0."""
-        spoken = self._settled()
-        self._mel = mel if self._mel is None else torch.cat([self._mel, mel], dim=-1)
-        ready = self._settled()
-        wave = self._speak(spoken, ready)
-        self._mel = self._mel[..., max(ready - self.vocoder.context, 0) :].clone()  # a view would keep the chunk alive
+        """Take mel frames (B,M,f), return the samples (B, n * hop) that are ready; n may be 0.
+
+        Raises:
+            ValueError: the mel has another height than the vocoder, or another batch than the stream.
+        """
+        if self._state and mel.shape[:-1] != self._state["mel"].shape[:-1]:
+            raise ValueError(
+                f"mel has shape {tuple(mel.shape)}, the stream goes on with {tuple(self._state['mel'].shape[:-1])} "
+                f"clips and mel bins; begin another stream for other clips"
+            )
+        wave, self._state = self.vocoder.speak(mel, self._state, last=False)
         return wave
 
     def finish(self) -> Tensor:
-        """The samples of the frames still waiting; afterwards the stream is as new.
+        """The samples (B, n * hop) of the frames still waiting; afterwards the stream is as new.
 
         Raises:
             ValueError: no mel was pushed.
         """
-        if self._mel is None:
+        if not self._state:
             raise ValueError("the vocoder stream has no mel to finish; push at least one chunk first")
-        wave = self._speak(self._settled(), self._mel.shape[-1])
-        self._mel = None
+        wave, _ = self.vocoder.speak(self._state["mel"][..., :0], self._state, last=True)
+        self._state = {}
         return wave
 
-    def _settled(self) -> int:
-        """Frames at the start of the state that have their whole right context; between pushes they are spoken."""
-        return 0 if self._mel is None else max(self._mel.shape[-1] - self.vocoder.context, 0)
 
-    def _speak(self, first: int, end: int) -> Tensor:
-        """Samples (B, (end - first) * hop) of frames first..end-1 of the state."""
-        if first == end:
-            return self._mel.new_empty(self._mel.shape[0], 0)
-        hop = self.vocoder.hop
-        return self.vocoder(self._mel)[..., first * hop : end * hop]
+def speak_in_context(
+    vocoder: Vocoder, context: int, log_mel: Tensor, state: dict[str, Tensor], last: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`Vocoder.speak` for any vocoder whose samples depend on at most `context` mel frames on each side.
+
+    A frame is spoken once that many frames follow it, and forgotten once that many spoken ones follow it. The state
+    "mel" (B, M, up to 2 * context) is therefore what was pushed last: the frames before its last `context` are spoken
+    already and serve as left context.
+    """
+    known = state["mel"] if state else log_mel[..., :0]
+    mel = torch.cat([known, log_mel], dim=-1)
+    spoken = max(known.shape[-1] - context, 0)
+    ready = mel.shape[-1] if last else max(mel.shape[-1] - context, 0)
+    wave = vocoder(mel) if ready > spoken else mel.new_empty(len(mel), 0)
+    left = mel[..., max(ready - context, 0) :].clone()  # a view would keep the chunk alive
+    return wave[:, spoken * vocoder.hop : ready * vocoder.hop], {"mel": left}
