@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +162,48 @@ def read_clip(path: Path, fps: float) -> Clip:
 
     frames = torch.stack([thin_out(frame) for frame in iter_frames(path, fps)])
     return Clip(frames, read_audio(path, 0, round(len(frames) * 16000 / fps)), fps, title=path.name)
+
+
+def in_terminal(frame: Tensor, wave: Tensor, columns: int = 40) -> str:
+    """A frame, uint8 (H,W,3), in half blocks of 24-bit colour, and the loudness of its sound as a bar."""
+    step = max(1, frame.shape[1] // columns)
+    pixels = frame[::step, ::step].cpu().tolist()
+    rows = [
+        "".join("\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*upper, *lower) for upper, lower in zip(*pair)) + "\x1b[0m"
+        for pair in zip(pixels[::2], pixels[1::2])
+    ]
+    loudness = wave.square().mean().sqrt().item() if len(wave) else 0.0
+    return "\n".join([*rows, "♪ " + "█" * round(columns * min(1.0, 2 * loudness))])
+
+
+class LivePage:
+    """A page that shows the last seconds of each film and renews itself: PATH and a picture beside it.
+
+    Args:
+        path: of the page, which ends in .html. every: seconds between pictures.
+    """
+
+    def __init__(self, path: Path, fps: float, sample_rate: int, every: float = 2.0):
+        self.path, self.fps, self.sample_rate, self.every = path, fps, sample_rate, every
+        self.films: dict[str, tuple[deque, deque]] = {}
+        self.drawn = -math.inf
+
+    def show(self, name: str, frames: Tensor, wave: Tensor) -> None:
+        """Take in new frames, uint8 (t,H,W,3), and their sound of a film."""
+        import torch
+
+        pictures, sounds = self.films.setdefault(name, (deque(maxlen=THUMBNAILS), deque(maxlen=THUMBNAILS)))
+        pictures.extend(frames.cpu())
+        sounds.extend(wave.cpu().unflatten(0, (len(frames), -1)))
+        if time.monotonic() - self.drawn < self.every:
+            return
+        pair = ((torch.stack(list(part)) for part in film) for film in self.films.values())
+        clips = [Clip(p, w.flatten(), self.fps, self.sample_rate, n) for n, (p, w) in zip(self.films, pair)]
+        picture = self.path.with_suffix(".png")
+        contact_sheets(clips, picture)
+        refresh = f'<meta charset="utf-8"><meta http-equiv="refresh" content="{self.every:g}"><title>live</title>'
+        cli.write_text(self.path, f'<!doctype html>{refresh}<img src="{picture.name}" style="max-width: 100%">\n')
+        self.drawn = time.monotonic()
 
 
 def thin_out(frame: Tensor) -> Tensor:

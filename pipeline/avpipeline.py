@@ -1,19 +1,22 @@
 """AVPipeline: a model with its codecs, which samples clips and streams without end."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffusion.guidance import Guidance, class_guided
-from diffusion.rolling import Emitted, Window, roll, start
+from diffusion.rolling import Window, roll, start
 from models import FLAV
 from pipeline.avcodec import AVCodec
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.storage import replaced_folder
-from vocoder import VocoderStream
+from pipeline.streams import Chunk, Past, Streams, StreamState
 
 
 @dataclass(frozen=True)
@@ -24,16 +27,6 @@ class Clips:
     wave: Tensor
     v: Tensor
     a: Tensor
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Frames of a stream with exactly their sound: frames uint8 (t,H,W,3), wave (t * samples_per_frame,)."""
-
-    frames: Tensor
-    wave: Tensor
-    first: int  # index in the stream of the first frame
-    window: Window  # state right after the newest frame that was generated
 
 
 class AVPipeline:
@@ -116,61 +109,114 @@ class AVPipeline:
             raise ValueError(f"cfg scale {cfg_scale} needs a model with classes and a null label; use 1")
         return class_guided(model, cfg_scale, self.model.num_classes)
 
-    def roll(
+    def windows(self, samples: list[int], y: Tensor | int | None = None, seed: int = 0) -> Window:
+        """Windows of pure noise, one for each stream of `samples`, before their first step.
+
+        Args:
+            y: one label for all, (samples,) or (samples, window) of them.
+        """
+        y = self.label(y)
+        y = y.expand(len(samples)) if y is not None and y.ndim == 0 else y
+        if y is not None and y.shape not in ((len(samples),), (len(samples), self.model.predict_frames)):
+            raise ValueError(
+                f"labels {tuple(y.shape)} do not fit {len(samples)} samples and a window of "
+                f"{self.model.predict_frames} frames; give one label, (samples,) or (samples, frames) of them"
+            )
+        T, shapes = self.model.predict_frames, self.model.frame_shapes
+        return self.placed(start(T, shapes, seed, torch.tensor(samples), y))
+
+    def placed(self, window: Window) -> Window:
+        """The window on this pipeline's device, its frames in float32 at least."""
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        v, a = (x.to(self.device, dtype) for x in (window.v, window.a))
+        return replace(window, v=v, a=a, y=None if window.y is None else window.y.to(self.device))
+
+    @torch.no_grad()
+    def sample(
         self,
         samples: list[int],
+        frames: int,
         y: Tensor | int | None = None,
         seed: int = 0,
         num_timesteps: int = 2,
-        frames: int | None = None,
         cfg_scale: float = 1.0,
         known: Callable | None = None,
         guidance: Guidance | None = None,
-        window: Window | None = None,
-    ) -> Iterator[Emitted]:
-        """Latent frames of the streams `samples`, the first step of which is `window` or fresh noise."""
-        if window is None:
-            y = self.label(y)
-            y = y.expand(len(samples)) if y is not None and y.ndim == 0 else y
-            if y is not None and y.shape not in ((len(samples),), (len(samples), self.model.predict_frames)):
-                raise ValueError(
-                    f"labels {tuple(y.shape)} do not fit {len(samples)} samples and a window of "
-                    f"{self.model.predict_frames} frames; give one label, (samples,) or (samples, frames) of them"
-                )
-            state = torch.float64 if self.dtype == torch.float64 else torch.float32
-            shapes, where = self.model.frame_shapes, dict(device=self.device, dtype=state)
-            window = start(self.model.predict_frames, shapes, seed, torch.tensor(samples), y, **where)
-        how = dict(known=known, guidance=guidance, skip=self.model.causal_attn)
-        yield from roll(window, self.velocity(cfg_scale), num_timesteps, frames, **how)
-
-    @torch.no_grad()
-    def sample(self, samples: list[int], frames: int, y: Tensor | int | None = None, **how) -> Clips:
+    ) -> Clips:
         """Whole clips of a batch of streams; a clip depends on (seed, its number) and not on its neighbours.
 
         Args:
             samples: number of each stream under the seed. frames: length of each. y: label of all, or (B,).
-            how: as in `roll`.
+            num_timesteps: steps n per frame. cfg_scale: of class guidance. known, guidance: as in `advance`.
         """
-        emitted = list(self.roll(samples, y, frames=frames, **how))
+        how = dict(known=known, guidance=guidance, skip=self.model.causal_attn)
+        emitted = list(roll(self.windows(samples, y, seed), self.velocity(cfg_scale), num_timesteps, frames, **how))
         v, a = torch.stack([e.v for e in emitted], 1), torch.stack([e.a for e in emitted], 1)
         return Clips(*self.codec.decode(v, a), v, a)
 
-    @torch.no_grad()
-    def stream(self, y: Tensor | int | None = None, sample: int = 0, **how) -> Iterator[Chunk]:
+    def new_stream(self, sample: int = 0, y: Tensor | int | None = None, seed: int = 0) -> StreamState:
+        """A stream before its first step."""
+        return self._state(self.windows([sample], y, seed), num_timesteps=1)
+
+    def extending(
+        self,
+        frames: Tensor,
+        wave: Tensor,
+        before: int = 0,
+        sample: int = 0,
+        y: Tensor | int | None = None,
+        seed: int = 0,
+    ) -> StreamState:
+        """A stream whose past is the end of a real clip: it gives out that past again, then goes on.
+
+        The last T frames become the window as it is while rolling at w = 0, frame k at t_k = 1 - k/T; a shorter clip
+        becomes the first frames of a window that pre-rolls. Each real frame stays on its line t x + (1 - t) eps until
+        it leaves: exactly the points that training shows the model for such a window, with the same noise process.
+
+        Args:
+            frames: (F,3,H,W) in [-1,1], as `data.frames.fit` makes them; the last T of a clip are enough.
+            wave: (F * samples_per_frame + 2 * context,) with its context.
+            before: frames of the clip before those given.
+        """
+        past = min(len(frames), self.model.predict_frames)
+        mean, _, a = self.codec.encode(frames[None].to(self.device), wave[None].to(self.device))
+        rolling = past == self.model.predict_frames
+        window = self.windows([sample], y, seed)
+        first = before + len(frames) - past
+        window = replace(window, first=window.first + first, step=window.step + (past - 1) * rolling)
+        return replace(self._state(window, 1), past=Past(mean[0, -past:], a[0, -past:], first))
+
+    def _state(self, window: Window, num_timesteps: int) -> StreamState:
+        v, a = window.v[0, :0], window.a[0, :0]
+        return StreamState(window, num_timesteps, v, a, torch.zeros(0, device=self.device))
+
+    def stream(
+        self,
+        y: Tensor | int | None = None,
+        sample: int = 0,
+        seed: int = 0,
+        frames: int | None = None,
+        state: StreamState | None = None,
+        **how,
+    ) -> Iterator[Chunk]:
         """Frames of one stream with their sound as they become ready, without end unless `frames` is given.
 
-        Sound waits for the mel frames that follow it (`vocoder.context`), so a chunk leaves some frames late; picture
-        and sound of a chunk always belong together. Seam-free with HiFi-GAN; Griffin-Lim has no exact chunks.
+        Sound waits for the mel frames that follow it, so a chunk leaves some frames late; its picture and sound always
+        belong together. For several streams in one batch see `pipeline.streams.Streams`.
+
+        Args:
+            state: a chunk's `state` to go on from, instead of a new stream.
+            how: as in `Streams`.
         """
-        voice, pictures, sound, done = VocoderStream(self.codec.vocoder), [], [], 0
-        size, emitted = self.spec.samples_per_frame, None
-        for emitted in self.roll([sample], y, **how):
-            pictures.append(self.codec.decode_frames(emitted.v[:, None])[0])
-            sound.append(voice.push(self.codec.mel(emitted.a[:, None]))[0])
-            ready = sum(map(len, sound)) // size
-            if ready:
-                wave = torch.cat(sound)
-                yield Chunk(torch.cat(pictures[:ready]), wave[: ready * size], done, emitted.window)
-                pictures, sound, done = pictures[ready:], [wave[ready * size :]], done + ready
-        if pictures:
-            yield Chunk(torch.cat(pictures), torch.cat([*sound, voice.finish()[0]]), done, emitted.window)
+        streams = Streams(self, **how)
+        streams.join("", state or self.new_stream(sample, y, seed), frames)
+        for _, chunk in streams:
+            yield chunk
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of the weights and the facts, by which a saved stream knows its model."""
+        digest = hashlib.sha256(json.dumps(asdict(replace(self.spec, codec_source=None))).encode())
+        for name, weight in self.model.state_dict().items():
+            digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from einops import rearrange
 from torch import Tensor, nn
 
 from diffusion.flow import FlowLoss
-from diffusion.noise import training_draws
+from diffusion.noise import TrainingDraws, training_draws
 from diffusion.times import draw_times
 
 BINS = 10  # of flow time, in which the loss is logged
@@ -24,6 +25,7 @@ class Draws:
         shapes: of one clip, (T,C,H,W) and (T,S,M).
         theta: share of clips in pre-rolling. drop: share of labels that become `null_label`, for both branches alike.
         null_label: None for a model without classes.
+        independent: share of clips whose picture and sound have different times (`paired_times`).
     """
 
     def __init__(
@@ -34,20 +36,44 @@ class Draws:
         theta: float,
         drop: float,
         null_label: int | None,
+        independent: float = 0.0,
     ):
         self.seed, self.rows, self.shapes = seed, rows, shapes
-        self.theta, self.drop, self.null_label = theta, drop, null_label
+        self.theta, self.drop, self.null_label, self.independent = theta, drop, null_label, independent
 
     def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
         """Arguments of `flow_loss` for latents (B,T,...) of this process's clips."""
         drawn = training_draws(self.seed, step, self.rows, *self.shapes)
-        times = draw_times(drawn.w, drawn.pre_rolling < self.theta, self.shapes[0][0])
         gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
         posterior, eps_v, eps_a = (_sent(x.to(mean.dtype), mean.device) for x in gaussians)
         dropped = _sent(drawn.drop < self.drop, y.device)
         y = None if self.null_label is None else y.masked_fill(dropped, self.null_label)
-        times = _sent(times, mean.device)
-        return dict(v=mean + std * posterior, a=a, y=y, times=times, noise=(eps_v, eps_a))
+        t_v, t_a = (_sent(t, mean.device) for t in self._times(drawn))
+        return dict(v=mean + std * posterior, a=a, y=y, times=(t_v, t_a), noise=(eps_v, eps_a))
+
+    def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        """Times (B,T) of video and audio."""
+        early, T = drawn.pre_rolling < self.theta, self.shapes[0][0]
+        t, t_a = draw_times(drawn.w, early, T), draw_times(drawn.w_a, early, T)
+        return paired_times(t, t_a, drawn.independent, self.independent)
+
+
+def paired_times(t: Tensor, t_a: Tensor, u: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Times (B,T) of video and audio: `t` for both, but in a share of the clips different ones.
+
+    Of these a quarter has a clean picture (t = 1 in every frame), a quarter a clean sound, and half have a sound at
+    `t_a`. The clean quarters are what A2V and V2A without guidance meet; independent phases alone, as in UniDiffuser
+    (Bao et al., 2023), would never show them. The other half lies between them and the common time, so that the model
+    learns to read its two times apart. Pure noise beside a clip is not trained: no mode of sampling asks for it.
+
+    Args:
+        t, t_a: (B,T) common times, and those of a second phase. u: (B,) uniform in [0, 1). share: in [0, 1].
+    """
+    u = rearrange(u, "b -> b 1")
+    picture, sound, phase = share / 4, share / 2, share  # the ends of the three kinds
+    t_v = t.masked_fill(u < picture, 1)
+    t_a = torch.where((sound <= u) & (u < phase), t_a, t)
+    return t_v, t_a.masked_fill((picture <= u) & (u < sound), 1)
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:
@@ -69,33 +95,35 @@ class Meter:
 
     def __init__(self, device: torch.device):
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # steps, loss, video, audio, gradient norm
-        self.bins = torch.zeros(3, BINS, dtype=torch.float64, device=device)  # frames, video error, audio error
+        self.bins = torch.zeros(2, 2, BINS, dtype=torch.float64, device=device)  # of video and audio: frames, error
         self.skipped = torch.zeros(2, dtype=torch.float64, device=device)  # steps in all, and in a row until now
         self.waited = 0.0  # seconds for data
 
-    def add(self, loss: FlowLoss, times: Tensor, norm: Tensor) -> None:
-        """Take in a step; one with a gradient norm that is not finite counts as skipped."""
+    def add(self, loss: FlowLoss, times: tuple[Tensor, Tensor], norm: Tensor) -> None:
+        """Take in a step at these times of video and audio; one whose gradient norm is not finite counts as skipped."""
         bad = ~norm.isfinite()
         row = torch.stack([torch.ones_like(norm), loss.total, loss.video, loss.audio, norm]).detach().double()
         self.sums += torch.where(bad, 0, row)
         self.skipped[0] += bad
         self.skipped[1] = (self.skipped[1] + 1) * bad
-        frames = torch.stack([torch.ones_like(times), loss.error_v.double(), loss.error_a.double()]).flatten(1)
-        self.bins.index_add_(1, (times * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))
+        for bins, t, error in zip(self.bins, times, (loss.error_v, loss.error_a)):
+            frames = torch.stack([torch.ones_like(error), error]).flatten(1).double()
+            bins.index_add_(1, (t * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))
 
     def read(self, accelerator: Accelerator, seconds: float, images_per_step: int) -> dict:
         """Means over all processes since the last reading; the sums start again."""
         steps, *means = accelerator.reduce(self.sums).tolist()
         loss, video, audio, norm = (x / steps if steps else None for x in means)
-        frames, video_bins, audio_bins = accelerator.reduce(self.bins).tolist()
+        video_at, audio_at = ([e / n if n else None for n, e in zip(*bins)] for bins in
+                              accelerator.reduce(self.bins).tolist())  # fmt: skip
         skipped, in_a_row = self.skipped.tolist()
         record = {
             "loss": loss,
             "loss_video": video,
             "loss_audio": audio,
             "grad_norm": norm,
-            "video_at": [e / n if n else None for e, n in zip(video_bins, frames)],
-            "audio_at": [e / n if n else None for e, n in zip(audio_bins, frames)],
+            "video_at": video_at,
+            "audio_at": audio_at,
             "images_per_s": images_per_step * steps / seconds,
             "data_wait": self.waited / seconds,
             "skipped_steps": int(skipped),

@@ -1,0 +1,172 @@
+"""A picture for a given sound (A2V), a sound for a given picture (V2A): what sample_a2v.py and sample_v2a.py share."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from data.av import MediaError, Writer, write_clip
+from diffusion.guidance import Guidance
+from diffusion.noise import Modality
+from pipeline.avpipeline import AVPipeline
+from pipeline.sources import SIDE, PictureSource, SoundSource, Source
+from pipeline.streams import Streams
+
+SOURCES: dict[str, type[Source]] = {"sound": SoundSource, "picture": PictureSource}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input: the number of its sample under the seed, what it gives, and its class or None."""
+
+    sample: int
+    source: Source
+    y: int | None
+
+    @property
+    def name(self) -> str:
+        return f"sample_{self.sample:05d}"
+
+
+def find_inputs(path: Path, given: str) -> list[Path]:
+    """The file itself, or the files [class/]file of a folder that may hold a "sound" or a "picture", sorted.
+
+    Of files that differ in the suffix only, as a film and the wav beside it, the first is taken.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if path.is_file():
+        return [path]
+    suffixes = SOURCES[given].suffixes
+    found = [file for pattern in ("[!.]*", "[!.]*/[!.]*") for file in path.glob(pattern)
+             if file.suffix.lower() in suffixes and file.is_file()]  # fmt: skip
+    files = {file.with_suffix(""): file for file in sorted(found, reverse=True)}
+    if not files:
+        problem = f"has no files with {given} ({', '.join(sorted(suffixes))})" if path.is_dir() else "does not exist"
+        raise ValueError(f"{path} {problem}; give a file, or a folder of files or of class folders")
+    return sorted(files.values())
+
+
+def folder_labels(files: list[Path], path: Path, class_names: tuple[str, ...]) -> list[int | None]:
+    """The class of each file by its folder below `path`; None for a file in none, or a model without classes.
+
+    A released checkpoint has numbers for names: its classes are the folders in order, if there are as many.
+
+    Raises:
+        ValueError: a folder is no class of the model.
+    """
+    names = [None if file in (path, path / file.name) else file.parent.name for file in files]
+    folders = sorted(folder.name for folder in path.glob("[!.]*") if folder.is_dir())
+    if class_names == tuple(map(str, range(len(folders)))):
+        class_names = tuple(folders)
+    if class_names and (strange := sorted(set(names) - {None, *class_names})):
+        raise ValueError(
+            f"{path} has folders {', '.join(strange)}, but the classes of this model are {', '.join(class_names)}; "
+            "rename the folders or give --classes"
+        )
+    return [class_names.index(name) if class_names and name else None for name in names]
+
+
+def examine(
+    pipe: AVPipeline, files: list[Path], labels: list[int | None], given: str, most: int, progress: Callable = iter
+) -> tuple[list[Job], list[str]]:
+    """Jobs of the files that can be used, and what is wrong with the others.
+
+    All that can be wrong is found before long work: each file's track is read to its end, though not decoded, and its
+    first second is copied into a film.
+
+    Args:
+        given: "sound" or "picture". most: frames of each file; 0 for all. progress: wraps the files, as tqdm does.
+    Raises:
+        MediaError: none can be used.
+    """
+    jobs, problems = [], []
+    with TemporaryDirectory() as work:
+        film, trial = Path(work) / "film.mp4", Path(work) / "trial.mp4"
+        write_clip(film, torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8), torch.zeros(0))
+        for i, (path, y) in enumerate(zip(progress(files), labels)):
+            try:
+                source = SOURCES[given](path, pipe.codec, pipe.model.predict_frames, most)
+                source.mux(film, trial, seconds=1.0)
+                jobs.append(Job(i, source, y))
+            except MediaError as error:
+                problems.append(str(error))
+    if not jobs:
+        raise MediaError(
+            problems[0] if len(files) == 1 else f"none of {len(files)} files can be used, for {problems[0]}"
+        )
+    return jobs, problems
+
+
+def conditioned_streams(
+    pipe: AVPipeline, given: str, method: str, guidance_scale: float, num_timesteps: int, cfg_scale: float
+) -> Streams:
+    """Streams in which one modality is given and the other generated.
+
+    Args:
+        given: "sound" or "picture".
+        method: "guide" puts the given side on its lines and corrects the other by the gradient of its error, "replace"
+            does without the gradient, "clean" shows the given side at t = 1.
+    """
+    modality = SOURCES[given].modality
+    return Streams(
+        pipe,
+        num_timesteps,
+        cfg_scale,
+        guidance=Guidance(guidance_scale) if method == "guide" else None,
+        t=1.0 if method == "clean" else None,
+        picture=modality is Modality.AUDIO,
+        sound=modality is Modality.VIDEO,
+        resumable=False,
+    )
+
+
+def generate(
+    streams: Streams, jobs: list[Job], seed: int, batch_size: int, folder: Path
+) -> Iterator[tuple[Job, int, Path | None]]:
+    """Make the films of all jobs, `batch_size` of them side by side; the next one begins where one ends.
+
+    Yields:
+        After each chunk: its job, the number of its frames, and the path of the film once that is in `folder`,
+        complete, with its wav.
+    """
+    waiting, running = iter(jobs), {}
+    with TemporaryDirectory(dir=folder, prefix=".films.") as work:
+        try:
+            while True:
+                for job in islice(waiting, batch_size - len(running)):
+                    running[job.name] = job, _join(streams, job, seed, Path(work))
+                if not running:
+                    return
+                for name, chunk in streams.step():
+                    job, writer = running[name]
+                    writer.write(*job.source.film(chunk))
+                    ended = writer.frames == job.source.frames
+                    yield job, len(chunk.v), _finish(job, writer, folder) if ended else None
+                    if ended:
+                        del running[name]
+        finally:
+            for _, writer in running.values():
+                writer.discard()
+
+
+def _join(streams: Streams, job: Job, seed: int, work: Path) -> Writer:
+    """Let a stream begin; its film, without the given track."""
+    source, pipe = job.source, streams.pipe
+    state = pipe.new_stream(job.sample, job.y, seed)
+    streams.join(job.name, state, source.frames, given={source.modality: source})
+    return Writer(work / f"{job.name}.mp4", source.side, source.side, pipe.spec.fps, pipe.spec.sample_rate)
+
+
+def _finish(job: Job, writer: Writer, folder: Path) -> Path:
+    """Close a film, give it the input's own track, and move it and its wav to the folder; where it is now."""
+    writer.close()
+    path = job.source.mux(writer.path, folder / writer.path.name, job.source.seconds)
+    os.replace(writer.path.with_suffix(".wav"), path.with_suffix(".wav"))
+    writer.path.unlink()
+    return path

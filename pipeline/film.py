@@ -1,0 +1,111 @@
+"""A stream on its way to a file: chunks in, picture and sound out, with the real clip that it may begin with."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data.av import Writer, iter_audio, probe, read_frames
+from data.clips import PEAK, clip_sound
+from data.frames import fit, to_uint8
+from pipeline.avcodec import AVCodec
+from pipeline.streams import Chunk, StreamState
+
+FADE = 0.02  # s, from the real sound to the generated one at the end of an extended clip
+BLOCK = 64  # frames of a real clip in memory at once
+
+
+@dataclass(frozen=True)
+class RealClip:
+    """A media file as training data are read: size, frame rate, sample rate and loudness of the model.
+
+    frames: its length on the model's grid of frames. peak: of its sound.
+    """
+
+    path: Path
+    codec: AVCodec
+    frames: int
+    peak: float
+
+    @classmethod
+    def open(cls, path: Path, codec: AVCodec) -> "RealClip":
+        """Look through a file in constant memory.
+
+        Raises:
+            MediaError: it has no picture or no sound, or cannot be read.
+        """
+        spec = codec.spec
+        frames = probe(path).frames(spec.fps)
+        blocks = iter_audio(path, spec.sample_rate, spec.sample_rate, spec.channels)
+        return cls(path, codec, frames, max((block.abs().max().item() for block in blocks), default=0.0))
+
+    def read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Frames (count,3,H,W) in [-1,1] from `first` on, and their sound with its context."""
+        spec = self.codec.spec
+        frames = fit(read_frames(self.path, first, count, spec.fps), spec.image_size, spec.resize)
+        how = dict(fps=spec.fps, sample_rate=spec.sample_rate, context=self.codec.context, channels=spec.channels)
+        wave = clip_sound(self.path, first, count, self.frames, **how)
+        return frames, wave * (PEAK / self.peak) if self.peak else wave
+
+    def film(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """The same as frames uint8 (count,H,W,3) and their own samples."""
+        frames, wave = self.read(first, count)
+        context = self.codec.context
+        return to_uint8(frames).movedim(1, -1), wave[context : len(wave) - context]
+
+    def blocks(self, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The film of frames 0..stop-1, in pieces."""
+        for first in range(0, stop, BLOCK):
+            yield self.film(first, min(BLOCK, stop - first))
+
+
+class Film:
+    """One stream's file, and the state from which the stream goes on after the last frame in it.
+
+    Args:
+        writer: where it goes.
+        state: of the stream before its first chunk.
+        real: clip that stands in for the first frames of the stream; over its last 20 ms the sound fades into the
+            generated one, which avoids a click.
+        latents: keep the latents, for `save_latents`.
+    """
+
+    def __init__(self, writer: Writer, state: StreamState, real: RealClip | None = None, latents: bool = False):
+        self.writer, self.state, self.real = writer, state, real
+        self.latents = [] if latents else None
+        if real:  # what lies before the window needs no stream
+            for frames, wave in real.blocks(state.frame):
+                writer.write(frames, wave)
+
+    def write(self, chunk: Chunk) -> None:
+        """Append a chunk."""
+        frames, wave = chunk.frames.cpu(), chunk.wave.cpu()
+        if chunk.first < self.real_until:
+            frames, wave = self._substituted(chunk.first, frames, wave)
+        self.writer.write(frames, wave)
+        self.state = chunk.state
+        if self.latents is not None:
+            self.latents.append((chunk.v.cpu(), chunk.a.cpu()))
+
+    @property
+    def real_until(self) -> int:
+        """Frame at which the generated part begins."""
+        return self.real.frames if self.real else 0
+
+    def _substituted(self, first: int, frames: Tensor, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """The chunk with real frames and their sound where there are any."""
+        count, size = min(len(frames), self.real_until - first), len(wave) // len(frames)
+        pictures, sound = self.real.film(first, count)
+        fade = round(FADE * self.real.codec.spec.sample_rate)
+        left = torch.arange((self.real_until - first) * size, (self.real_until - first - count) * size, -1)
+        share = (left.clamp(max=fade) / fade).to(wave)  # of the real sound: 1, then down to 0 at the seam
+        mixed = share * sound + (1 - share) * wave[: count * size]
+        return torch.cat([pictures, frames[count:]]), torch.cat([mixed, wave[count * size :]])
+
+    def save_latents(self, path: Path) -> None:
+        """Write all latents, v (F,C,h,w) and a (F,S,M)."""
+        v, a = (torch.cat(parts).contiguous() for parts in zip(*self.latents))
+        save_file({"v": v, "a": a}, path)

@@ -1,0 +1,147 @@
+"""What is given to a stream, read from a file in constant memory: a sound (A2V) or a picture (V2A)."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from data.av import MediaError, iter_audio, iter_frames, mux, probe, probe_audio
+from data.clips import PEAK, SILENCE, SUFFIXES
+from data.frames import fit
+from diffusion.noise import Modality
+from pipeline.avcodec import AVCodec
+from pipeline.streams import Chunk
+
+BLOCK = 64  # frames of sound encoded together
+SLACK = 0.002  # s; some containers round times to 1 ms
+SIDE = 16  # px of the black pictures under a sound until the real ones are there
+
+
+class Source(ABC):
+    """The given side of a film: call it with a frame, get its latents, None past the end.
+
+    Frames are asked for in a window that only moves forward, so the file is read once and `window` frames are kept.
+
+    Args:
+        window: frames in the model's window. most: frames to use; 0 for all there are.
+    Attributes:
+        modality: which one is given. suffixes: of files that may hold it. side: px of the pictures of `film`.
+        frames: number of frames. seconds: length of the film, None for the whole file.
+    Raises:
+        MediaError: the file does not have it, not for one frame, or cannot be read.
+    """
+
+    modality: Modality
+    suffixes: set[str]
+    side: int
+
+    def __init__(self, path: Path, codec: AVCodec, window: int, most: int = 0):
+        self.path, self.codec, self.spec, self.window = path, codec, codec.spec, window
+        self._there = self._count()
+        if not self._there:
+            raise MediaError(f"{path} is shorter than one frame of {1 / self.spec.fps:g} s; give a longer file")
+        self.frames = min(most or self._there, self._there)
+        self.seconds = None if self.frames == self._there else self.frames / self.spec.fps
+        self._coming, self._kept, self._read = self._latents(), {}, 0
+
+    def __call__(self, frame: int) -> Tensor | None:
+        while self._read <= frame < self.frames:
+            self._kept[self._read] = next(self._coming)
+            self._kept.pop(self._read - self.window, None)
+            self._read += 1
+        return self._kept.get(frame)
+
+    @abstractmethod
+    def _count(self) -> int:
+        """Whole frames in the file."""
+
+    @abstractmethod
+    def _latents(self) -> Iterator[Tensor]:
+        """Latents of the frames in order, on the CPU."""
+
+    @abstractmethod
+    def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Frames uint8 (t,side,side,3) and wave (t * samples_per_frame,) to write for a chunk; chunks come in order."""
+
+    @abstractmethod
+    def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
+        """Write `out`: the generated side of `film` and the file's own track, as `data.av.mux` does."""
+
+
+class SoundSource(Source):
+    """The sound of a file, its peak brought to 0.95 as in training; silence stays silent."""
+
+    modality = Modality.AUDIO
+    suffixes = SUFFIXES | {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
+
+    def _count(self) -> int:
+        return math.floor((probe_audio(self.path).seconds + SLACK) * self.spec.fps)
+
+    @property
+    def side(self) -> int:
+        return self.spec.image_size
+
+    def _latents(self) -> Iterator[Tensor]:
+        gain, context = self._gain(), self.codec.context
+        blocks = self._waves(BLOCK)
+        block = next(blocks)
+        left = block[1 : context + 1].flip(0)  # beyond its ends the sound is reflected, as a centred STFT does
+        for following in chain(blocks, [None]):
+            right = block[-context - 1 : -1].flip(0) if following is None else following[:context]
+            wave = gain * torch.cat([left, block, right])
+            yield from self.codec.encode_sound(wave[None].to(self.codec.device))[0].cpu()
+            left, block = block[-context:], following
+
+    def _waves(self, frames: int) -> Iterator[Tensor]:
+        """The sound in blocks of so many frames, the last one shorter; zeros where the file has less than it says."""
+        size, left = self.spec.samples_per_frame, self._there
+        waves = iter_audio(self.path, frames * size, self.spec.sample_rate, self.spec.channels)
+        while left:
+            count = min(frames, left)
+            wave = next(waves, torch.zeros(0))[: count * size]
+            yield pad(wave, (0, count * size - len(wave)))
+            left -= count
+
+    def _gain(self) -> float:
+        """What brings the peak of the whole file, however much of it is used, to 0.95."""
+        minutes = iter_audio(self.path, 60 * self.spec.sample_rate, self.spec.sample_rate, self.spec.channels)
+        peak = max((wave.abs().max().item() for wave in minutes), default=0.0)
+        return PEAK / peak if peak > SILENCE else 1.0
+
+    @cached_property
+    def _unwritten(self) -> Iterator[Tensor]:
+        return self._waves(1)
+
+    def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        return chunk.frames, torch.cat(list(islice(self._unwritten, len(chunk.frames))))
+
+    def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
+        return mux(film, self.path, out, seconds)
+
+
+class PictureSource(Source):
+    """The picture of a file, made square as in training."""
+
+    modality = Modality.VIDEO
+    suffixes = SUFFIXES
+    side = SIDE
+
+    def _count(self) -> int:
+        return probe(self.path).frames(self.spec.fps)
+
+    def _latents(self) -> Iterator[Tensor]:
+        for picture in iter_frames(self.path, self.spec.fps, count=self.frames):
+            pixels = fit(picture[None], self.spec.image_size, self.spec.resize)[None]  # (1,1,3,H,W)
+            yield self.codec.frames.encode(pixels.to(self.codec.device))[0][0, 0].cpu()
+
+    def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        return torch.zeros(len(chunk.v), SIDE, SIDE, 3, dtype=torch.uint8), chunk.wave
+
+    def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
+        return mux(self.path, film, out, seconds)

@@ -1,0 +1,305 @@
+"""Streams: endless films that share the model's calls, each of its own age, seed and label."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffusion.guidance import Guidance
+from diffusion.known import known_frames
+from diffusion.noise import Modality
+from diffusion.rolling import Emitted, Window, advance
+from vocoder import VocoderStream
+
+Fetch = Callable[[int], Tensor | None]  # frame of the stream -> its clean latents, None where they are not known
+
+
+@dataclass(frozen=True)
+class Past:
+    """Real frames that the window still holds when a clip is extended: v (P,C,h,w), a (P,S,M), from `first` on."""
+
+    v: Tensor
+    a: Tensor
+    first: int
+
+    def fetch(self, modality: Modality) -> Fetch:
+        frames = self.v if modality is Modality.VIDEO else self.a
+        return lambda frame: frames[frame - self.first] if 0 <= frame - self.first < len(frames) else None
+
+
+@dataclass(frozen=True)
+class StreamState:
+    """A stream after the last frame it gave out: all that is needed to go on, bit for bit on the same machine.
+
+    window: of one row. num_timesteps: steps n per frame, in which the window counts. v (P,C,h,w), a (P,S,M): frames
+    that were made but wait for their sound. sound: samples of the next frame that are known already. voice: state of
+    the vocoder stream. past: of an extended clip.
+    """
+
+    window: Window
+    num_timesteps: int
+    v: Tensor
+    a: Tensor
+    sound: Tensor
+    voice: dict[str, Tensor] = field(default_factory=dict)
+    past: Past | None = None
+
+    @property
+    def frame(self) -> int:
+        """Index of the next frame to be given out."""
+        return int(self.window.first) - len(self.v)
+
+    def retimed(self, n: int) -> "StreamState":
+        """The same stream with n steps per frame from here on.
+
+        Raises:
+            ValueError: the window is between two times that n steps visit; at a frame boundary it never is.
+        """
+        step, rest = divmod(int(self.window.step) * n, self.num_timesteps)
+        if rest:
+            raise ValueError(
+                f"num_timesteps cannot change from {self.num_timesteps} to {n} at step {int(self.window.step)} of this "
+                "window; change it at a frame boundary"
+            )
+        return replace(self, num_timesteps=n, window=replace(self.window, step=torch.tensor([step])))
+
+    def forked(self, seed: int) -> "StreamState":
+        """The same stream with the noise of another seed for the frames that are yet to enter the window."""
+        return replace(self, window=replace(self.window, seed=torch.tensor([seed])))
+
+    def save(self, path: Path, **facts) -> None:
+        """Write a safetensors file with `facts` beside the state; it appears complete or not at all."""
+        tensors = {f"window.{k}": x for k, x in vars(self.window).items() if x is not None}
+        tensors |= {"v": self.v, "a": self.a, "sound": self.sound}
+        tensors |= {f"voice.{k}": x for k, x in self.voice.items()}
+        facts["num_timesteps"] = self.num_timesteps
+        if self.past:
+            tensors |= {"past.v": self.past.v, "past.a": self.past.a}
+            facts["past_first"] = self.past.first
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        save_file({k: x.cpu().contiguous() for k, x in tensors.items()}, part, {"facts": json.dumps(facts)})
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> tuple["StreamState", dict]:
+        """The state and the facts of a file.
+
+        Raises:
+            ValueError: it is not a complete state file.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                facts = json.loads(file.metadata()["facts"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            window = Window(**{"y": None, **_part(tensors, "window")})
+            past = _part(tensors, "past")
+            past = Past(**past, first=facts["past_first"]) if past else None
+            made = (tensors[key] for key in ("v", "a", "sound"))
+            return cls(window, facts["num_timesteps"], *made, _part(tensors, "voice"), past), facts
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is no complete stream state ({error}); give one that --save-state wrote"
+            ) from None
+
+
+def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Frames of a stream with exactly their sound: frames uint8 (t,H,W,3), wave (t * samples_per_frame,).
+
+    first: index in the stream of the first frame. v (t,C,h,w), a (t,S,M): the latents. state: right after this chunk.
+    """
+
+    frames: Tensor
+    wave: Tensor
+    first: int
+    v: Tensor
+    a: Tensor
+    state: StreamState
+
+
+@dataclass
+class _Row:
+    """One stream's place in the batch: where it ends, what is given to it, and what waits for its sound."""
+
+    voice: VocoderStream
+    v: Tensor
+    a: Tensor
+    sound: Tensor
+    past: Past | None
+    frames: int | None
+    given: dict[Modality, Fetch]
+    labels: Callable[[int], int] | None
+
+    def fetch(self, modality: Modality, frame: int) -> Tensor | None:
+        """Clean latents of a frame that is known."""
+        if self.past and (found := self.past.fetch(modality)(frame)) is not None:
+            return found
+        return self.given[modality](frame) if modality in self.given else None
+
+
+class Streams:
+    """Films that share one model call per step.
+
+    Args:
+        pipe: an `AVPipeline`.
+        num_timesteps, cfg_scale, guidance: of all streams; they may be set anew between two frames.
+        t: flow time at which given frames are shown; None for the schedule's own.
+        picture, sound: whether frames and wave are decoded; a given modality needs neither.
+        resumable: keep the whole window in order, so that a stream can go on after its end; otherwise what lies behind
+            the end is left out of the calls.
+    """
+
+    def __init__(
+        self,
+        pipe,
+        num_timesteps: int = 2,
+        cfg_scale: float = 1.0,
+        guidance: Guidance | None = None,
+        t: float | None = None,
+        picture: bool = True,
+        sound: bool = True,
+        resumable: bool = True,
+    ):
+        self.pipe, self.n, self.guidance, self.t = pipe, num_timesteps, guidance, t
+        self.velocity = pipe.velocity(cfg_scale)
+        self.picture, self.sound, self.resumable = picture, sound, resumable
+        self.rows: dict[str, _Row] = {}  # in the order of the window's rows
+        self.window: Window | None = None
+        self._known = None
+
+    def join(
+        self,
+        name: str,
+        state: StreamState,
+        frames: int | None = None,
+        given: dict[Modality, Fetch] | None = None,
+        labels: Callable[[int], int] | None = None,
+    ) -> None:
+        """Take in a stream, new or resumed.
+
+        Args:
+            frames: index at which it ends; None for never.
+            given: latents of a modality that is not generated, by frame.
+            labels: class of each frame, instead of the state's own.
+        Raises:
+            ValueError: the name is taken, or the end is past already.
+        """
+        if name in self.rows:
+            raise ValueError(f"a stream {name!r} is running already; give this one another name")
+        if frames is not None and frames <= int(state.window.first):
+            raise ValueError(
+                f"the stream is made up to frame {int(state.window.first)} and cannot end at {frames}; give a later end"
+            )
+        state = state.retimed(self.n) if state.num_timesteps != self.n else state
+        if not self.sound:  # what waits for its sound goes out without it
+            state = replace(state, sound=state.sound[:0], voice={})
+        device = self.pipe.device
+        voice = VocoderStream(self.pipe.codec.vocoder, {key: x.to(device) for key, x in state.voice.items()})
+        made = (x.to(device) for x in (state.v, state.a, state.sound))
+        row = _Row(voice, *made, state.past, frames, given or {}, labels)
+        window = self.pipe.placed(state.window)
+        if labels:
+            window = replace(
+                window, y=torch.tensor([[labels(int(k)) for k in window.frames[0]]], device=window.v.device)
+            )
+        self.window = window if self.window is None else _joined(self.window, window)
+        self.rows[name] = row
+        self._known = self._known_frames()
+
+    def leave(self, name: str) -> StreamState:
+        """Take a stream out; the state goes on elsewhere or later."""
+        state = self.state(name)
+        keep = [i for i, other in enumerate(self.rows) if other != name]
+        self.window = self.window[torch.tensor(keep)] if keep else None
+        del self.rows[name]
+        self._known = self._known_frames()
+        return state
+
+    def state(self, name: str) -> StreamState:
+        """A stream's state now."""
+        i, row = list(self.rows).index(name), self.rows[name]
+        window = self.window[i : i + 1]
+        past = row.past if row.past and int(window.first) < row.past.first + len(row.past.v) else None
+        return StreamState(window, self.n, row.v, row.a, row.sound, row.voice.state(), past)
+
+    @torch.no_grad()
+    def step(self) -> list[tuple[str, Chunk]]:
+        """One call of the model for all streams; what became ready, by name. Streams that end leave."""
+        ends = [row.frames for row in self.rows.values()]
+        frames = None if self.resumable or None in ends else torch.tensor(ends)
+        self.window, emitted = advance(
+            self.window,
+            self.velocity,
+            self.n,
+            known=self._known,
+            guidance=self.guidance,
+            frames=frames,
+            skip=self.pipe.model.causal_attn,
+        )
+        if emitted is None:
+            return []
+        self._relabel(emitted)
+        names = list(self.rows)
+        ready = [(names[i], self._ready(names[i], emitted, at)) for at, i in enumerate(emitted.rows.tolist())]
+        return [(name, chunk) for name, chunk in ready if chunk is not None]
+
+    def __iter__(self) -> Iterator[tuple[str, Chunk]]:
+        """Chunks of all streams until the last one ends."""
+        while self.rows:
+            yield from self.step()
+
+    def _ready(self, name: str, emitted: Emitted, at: int) -> Chunk | None:
+        """The frames of a stream that have their whole sound now that one more frame is made."""
+        row, codec = self.rows[name], self.pipe.codec
+        row.v, row.a = torch.cat([row.v, emitted.v[at : at + 1]]), torch.cat([row.a, emitted.a[at : at + 1]])
+        first, ended = int(emitted.index[at]) + 1 - len(row.v), int(emitted.index[at]) + 1 == row.frames
+        size, count = codec.spec.samples_per_frame, len(row.v)
+        if self.sound:
+            row.sound = torch.cat([row.sound, row.voice.push(codec.mel(emitted.a[None, at : at + 1]))[0]])
+            count = len(row.sound) // size
+        if ended:  # the state is from before the end, where the sound still waits for what follows
+            state, count = self.leave(name), len(row.v)
+            row.sound = torch.cat([row.sound, row.voice.finish()[0]]) if self.sound else row.sound
+        v, a, wave = row.v[:count], row.a[:count], row.sound[: count * size]
+        row.v, row.a, row.sound = row.v[count:], row.a[count:], row.sound[count * size :]
+        state = state if ended else self.state(name)
+        if not count:
+            return None
+        pixels = codec.decode_frames(v[None])[0] if self.picture else torch.empty(0, 0, 0, 3, dtype=torch.uint8)
+        return Chunk(pixels, wave, first, v, a, state)
+
+    def _relabel(self, emitted: Emitted) -> None:
+        """Give the frames that entered the class that their stream's schedule has for them."""
+        rows = list(self.rows.values())
+        scheduled = [i for i in emitted.rows.tolist() if rows[i].labels]
+        if scheduled:
+            y = self.window.y.clone()
+            for i in scheduled:
+                y[i, -1] = rows[i].labels(int(self.window.frames[i, -1]))
+            self.window = replace(self.window, y=y)
+
+    def _known_frames(self) -> Callable | None:
+        """What is given to the present rows, as the sampler asks for it."""
+        rows = list(self.rows.values())
+        pair = []
+        for modality, shape in zip((Modality.VIDEO, Modality.AUDIO), self.pipe.model.frame_shapes):
+            some = any(row.past or modality in row.given for row in rows)
+            fetch = lambda row, frame, m=modality: rows[row].fetch(m, frame)  # noqa: E731
+            pair.append(known_frames(fetch, modality, shape, self.t) if some else lambda window: None)
+        video, audio = pair
+        return lambda window: (video(window), audio(window))
+
+
+def _joined(one: Window, two: Window) -> Window:
+    """The rows of two windows in one."""
+    return Window(*(x if x is None else torch.cat([x, y]) for x, y in zip(vars(one).values(), vars(two).values())))

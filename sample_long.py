@@ -1,0 +1,250 @@
+"""Generate film without end, or --frames of it, in constant memory; stop, resume, fork, steer it, extend a clip."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import sys
+import time
+from bisect import bisect_right
+from collections import Counter, deque
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cli
+
+if TYPE_CHECKING:  # torch loads after the arguments are known to be good
+    from pipeline import AVPipeline, StreamState
+    from pipeline.film import Film, RealClip
+
+ENDS = 200  # frames at either end of a run whose speed is compared
+
+
+def parse(argv=None):
+    p = cli.Parser(__doc__)
+    cli.add_checkpoint_arguments(p)
+    cli.add_sampling_arguments(p)
+    p.add_argument("--frames", type=cli.whole, default=240, help="frame at which a film ends, 10 a second; 0 for never")
+    p.add_argument("--num-videos", type=cli.positive, default=1, help="films made side by side")
+    p.add_argument("--class-schedule", help="frame:class,... as 0:red,120:blue, instead of --classes")
+    p.add_argument("--results-dir", type=Path, default=Path("results"), help="where long_00000.mp4, .wav and state go")
+    p.add_argument("--out", choices=["-"], help="- writes the film to stdout: python sample_long.py --out - | ffplay -")
+    p.add_argument("--container", choices=["mp4", "mkv"], default="mp4", help="mkv loses least when killed")
+    p.add_argument("--save-state", type=cli.whole, default=50, help="frames between states on disk; 0 only at the end")
+    p.add_argument("--save-latents", action="store_true", help="write .latents.safetensors too; needs an end")
+    begin = p.add_mutually_exclusive_group()
+    begin.add_argument("--resume", type=Path, help="state file to go on from")
+    begin.add_argument("--fork", type=Path, help="state file to go on from, with the noise of --seed")
+    begin.add_argument("--extend", type=Path, nargs="+", help="clips whose ends become the past of a film each, which "
+                       "begins with the clip")  # fmt: skip
+    p.add_argument("--preview", action="store_true", help="show the newest frame and the loudness in the terminal")
+    p.add_argument("--html", type=Path, help="page that shows the last seconds and renews itself")
+    args = p.parse_args(argv)
+    if args.extend:
+        args.num_videos = len(args.extend)
+    if args.num_videos > 1 and (args.out or args.resume or args.fork):
+        p.error("--out, --resume and --fork are for one film; leave --num-videos out")
+    if args.save_latents and not args.frames:
+        p.error("--save-latents keeps all latents in memory; give --frames")
+    if args.class_schedule and args.classes:
+        p.error("--class-schedule and --classes contradict each other; give one of them")
+    for path in (args.resume, args.fork, *(args.extend or ())):
+        if path and not path.is_file():
+            p.error(f"{path} does not exist; give a file")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    cli.output_folder(args.results_dir)
+    import torch  # like all that takes seconds
+    from tqdm import tqdm
+
+    from contact import LivePage, in_terminal
+    from pipeline import Streams
+
+    pipe = cli.load_pipeline(args)
+    schedule = class_schedule(args.class_schedule, pipe.spec.class_names)
+    streams, clock, films = Streams(pipe, args.num_timesteps, args.cfg_scale), Clock(pipe.spec.fps), {}
+    page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
+    with suppress(BrokenPipeError), cli.Stop() as stop, ExitStack() as files, torch.no_grad():
+        for begun in beginnings(args, pipe, schedule):
+            films[begun.name] = begun, open_film(args, pipe, begun, files)
+            streams.join(begun.name, begun.state, args.frames or None, labels=schedule)
+        made = sum(film.state.frame for _, film in films.values())
+        bar = files.enter_context(tqdm(initial=made, total=args.frames * len(films) or None, unit="frame"))
+        try:
+            while streams.rows and not stop.asked:
+                asked = time.perf_counter()
+                chunks = streams.step()
+                clock.lap(time.perf_counter() - asked, bool(chunks))
+                for name, chunk in chunks:
+                    films[name][1].write(chunk)
+                    bar.update(len(chunk.frames))
+                    if page:
+                        page.show(name, chunk.frames, chunk.wave)
+                    if args.preview:
+                        bar.write(in_terminal(chunk.frames[-1], chunk.wave), file=sys.stderr)
+                bar.set_postfix_str(clock.told(), refresh=False)
+                if args.save_state and clock.steps % (args.save_state * args.num_timesteps) == 0:
+                    for name in streams.rows:
+                        films[name][1].state = streams.state(name)
+                    save(films, pipe, args)
+        finally:
+            save(films, pipe, args)
+    if args.out:  # its reader may have left: what Python still wants to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    report(args, pipe, films, clock)
+
+
+def report(args, pipe: AVPipeline, films: dict[str, tuple[Beginning, Film]], clock: Clock) -> None:
+    """run.json, the latents, and a line on how each film goes on."""
+    facts = {name: {"file": str(film.writer.path), "next_frame": film.state.frame} for name, (_, film) in films.items()}
+    cli.write_run(args.results_dir, args, spec=asdict(pipe.spec), films=facts, **clock.figures())
+    for name, (_, film) in films.items():
+        if args.save_latents:
+            film.save_latents(args.results_dir / f"{name}.latents.safetensors")
+        state = args.results_dir / f"{name}.state.safetensors"
+        print(f"{film.writer.path}: {film.writer.frames} frames; goes on with --resume {state}", file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a film begins: its file's name, the name that its continuations keep, its stream, the real clip before it."""
+
+    name: str
+    base: str
+    state: StreamState
+    real: RealClip | None = None
+
+
+def beginnings(args, pipe: AVPipeline, schedule: Callable | None) -> list[Beginning]:
+    """The films that the arguments ask for.
+
+    Raises:
+        ValueError: a state of another model, a class that does not exist, or no frame left to make.
+    """
+    if args.resume or args.fork:
+        begun = [continued(args, pipe)]
+    else:
+        y = cli.labels(args.classes, pipe.spec.class_names, args.num_videos)
+        begun = [beginning(args, pipe, i, schedule(0) if schedule else y and y[i]) for i in range(args.num_videos)]
+    for film in begun:
+        first = max(film.state.frame, film.real.frames if film.real else 0)
+        if args.frames and args.frames <= first:
+            raise ValueError(f"--frames {args.frames} leaves nothing to make from frame {first} on; give more, or 0")
+    return begun
+
+
+def beginning(args, pipe: AVPipeline, sample: int, y: int | None) -> Beginning:
+    """A new film, after a real clip if there is one to extend."""
+    from pipeline.film import RealClip
+
+    name, how = f"long_{sample:05d}", dict(sample=sample, y=y, seed=args.seed)
+    if not args.extend:
+        return Beginning(name, name, pipe.new_stream(**how))
+    real = RealClip.open(args.extend[sample], pipe.codec)
+    before = max(0, real.frames - pipe.model.predict_frames)
+    state = pipe.extending(*real.read(before, real.frames - before), before, **how)
+    return Beginning(name, name, state, real)
+
+
+def continued(args, pipe: AVPipeline) -> Beginning:
+    """The film that goes on from a state file, with noise of another seed if it is a fork."""
+    from pipeline import StreamState
+
+    path = args.resume or args.fork
+    state, facts = StreamState.load(path)
+    if facts.get("checksum") != pipe.checksum:
+        raise ValueError(f"{path} was saved with another checkpoint than {args.model_ckpt}; give the one it belongs to")
+    base = facts["base"]
+    if args.fork:
+        state, base = state.forked(args.seed), f"{base}_seed_{args.seed}"
+    return Beginning(f"{base}_from_{state.frame:06d}", base, state)
+
+
+def class_schedule(text: str | None, class_names: tuple[str, ...]) -> Callable[[int], int] | None:
+    """Frame -> class of "0:red,120:blue".
+
+    Raises:
+        ValueError: it does not begin at frame 0, or names a class that does not exist.
+    """
+    if text is None:
+        return None
+    try:
+        turns = sorted((int(frame), name) for frame, name in (turn.split(":") for turn in text.split(",")))
+    except ValueError:
+        turns = []
+    if not turns or turns[0][0] != 0:
+        raise ValueError(f"--class-schedule {text} is not frame:class,... from frame 0 on; give e.g. 0:0,120:1")
+    frames = [frame for frame, _ in turns]
+    classes = cli.labels(",".join(name for _, name in turns), class_names, len(turns))
+    return lambda frame: classes[bisect_right(frames, frame) - 1]
+
+
+def open_film(args, pipe: AVPipeline, begun: Beginning, files: ExitStack) -> Film:
+    """The file of a film, which from now on is playable at any moment."""
+    from data.av import Writer
+    from pipeline.film import Film
+
+    spec = pipe.spec
+    container = {"mp4": "mp4", "mkv": "matroska"}[args.container]
+    path = args.out or args.results_dir / f"{begun.name}.{args.container}"
+    size = (spec.image_size, spec.image_size, spec.fps, spec.sample_rate)
+    writer = files.enter_context(Writer(path, *size, preset="endless", container=container))
+    return Film(writer, begun.state, begun.real, args.save_latents)
+
+
+def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> None:
+    """Write the state of each film, from which it goes on after its last written frame."""
+    for name, (begun, film) in films.items():
+        if film.state.frame >= film.real_until:  # before that a new run is the way to go on
+            film.state.save(args.results_dir / f"{name}.state.safetensors", base=begun.base, checksum=pipe.checksum)
+
+
+class Clock:
+    """Seconds that the making of a frame takes, in constant memory."""
+
+    def __init__(self, fps: float):
+        self.fps, self.began = fps, time.perf_counter()
+        self.steps, self.frame, self.frames = 0, 0.0, 0
+        self.first, self.last = [], deque(maxlen=ENDS)
+        self.counts = Counter()  # of frames by seconds, rounded to 1 %
+
+    def lap(self, seconds: float, done: bool) -> None:
+        """Take in a step; the steps up to one that gives out frames are the making of a frame."""
+        self.steps += 1
+        self.frame += seconds
+        if done:
+            self.frames += 1
+            if len(self.first) < ENDS:
+                self.first.append(self.frame)
+            self.last.append(self.frame)
+            self.counts[round(math.log(self.frame) * 100)] += 1
+            self.frame = 0.0
+
+    def told(self) -> str:
+        film = self.frames / self.fps
+        return f"{film:.1f} s of film, {film / (time.perf_counter() - self.began):.2f} x real time"
+
+    def figures(self) -> dict:
+        """Median, 99th percentile, and the median of the first and the last 200 frames, in seconds a frame."""
+        if not self.frames:
+            return {}
+        ends = {"median_first_s": statistics.median(self.first), "median_last_s": statistics.median(self.last)}
+        return {"p50_s": self.percentile(0.5), "p99_s": self.percentile(0.99), **ends, "timed_frames": self.frames}
+
+    def percentile(self, share: float) -> float:
+        counted = 0
+        for place in sorted(self.counts):
+            counted += self.counts[place]
+            if counted >= share * self.frames:
+                return math.exp(place / 100)
+
+
+if __name__ == "__main__":
+    cli.run(main)
