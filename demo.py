@@ -30,8 +30,9 @@ RUNS = {"c": "fusion c", "none": "no fusion (control)"}
 TRAINING = """--image-size 64 --codec patch-pca --n-mels 64 --audio-scale 1.77 --model FLAV-tiny --predict-frames 8
     --batch-size 8 --lr 3e-3 --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine --ema-decay 0.99
     --cache-latents --log-every 25 --sample-every 0"""
-SAMPLING = """--cfg-scale 2 --num-timesteps 2 --batch-size 32"""
-SHOWN = ("blue", "green", "red")  # classes of the first samples, in the order of their labels
+SAMPLING = """--cfg-scale 2 --num-timesteps 2"""
+GIVEN = """--method guide --guidance-scale 100"""
+CLASSES = ("blue", "green", "red")  # of the first samples, in the order of their labels
 LONG = 240  # frames, 24 s
 FRAMES = 32  # of the other clips
 RATE = 16000  # Hz
@@ -46,10 +47,22 @@ class Size:
     steps: int
     clips: int  # generated for F1
     rolls: int  # of LONG frames
+    others: int  # of each other mode
 
 
-FULL = Size(train=256, test=64, steps=2000, clips=64, rolls=6)
-QUICK = Size(train=32, test=12, steps=150, clips=8, rolls=1)
+FULL = Size(train=256, test=64, steps=2000, clips=64, rolls=6, others=24)
+QUICK = Size(train=32, test=12, steps=150, clips=8, rolls=1, others=2)
+
+# folder of films -> what it is called in metrics.json, and on the page
+SCORES = {
+    "clips_c": ("f1_fusion_c", "fusion c, 32 frames"),
+    "long": ("f1_long", "fusion c, rolled on to 240 frames"),
+    "clips_none": ("f1_fusion_none", "no fusion: the same training, nothing passes between picture and sound"),
+    "a2v": ("f1_a2v", "a picture made for the sound of held-out clips (A2V)"),
+    "v2a": ("f1_v2a", "a sound made for the picture of held-out clips (V2A)"),
+    "extend": ("f1_extend", "held-out clips continued: the 32 generated frames"),
+    "switch": ("f1_switch", "red becomes blue in mid-stream, at frame 20 of 44"),
+}
 
 
 def parse(argv=None):
@@ -69,7 +82,7 @@ def main(argv=None) -> None:
     call("-m", "data.synthetic", out / "data", "--train", size.train, "--test", size.test, log=out / "data.log")
     say(f"training {' and '.join(RUNS.values())}, {size.steps} steps each, side by side")
     train(out, size, args.seed)
-    say(f"sampling {size.clips} clips of each and {size.rolls} of {LONG} frames")
+    say(f"sampling {size.clips} clips of each, {size.rolls} of {LONG} frames, and {size.others} of each other mode")
     sample(out, size, args.seed)
     shutil.rmtree(out / "export", ignore_errors=True)
     shutil.copytree(out / "c/export", out / "export")
@@ -84,7 +97,9 @@ def main(argv=None) -> None:
     print(
         f"F1 fusion c {figures['f1_fusion_c']:.3f} (95 % {figures['f1_fusion_c_interval'][0]:.3f} to "
         f"{figures['f1_fusion_c_interval'][1]:.3f}), {LONG} frames {figures['f1_long']:.3f}; no fusion "
-        f"{figures['f1_fusion_none']:.3f}, chance {figures['f1_chance']:.3f}, real clips {figures['f1_real']:.3f}; "
+        f"{figures['f1_fusion_none']:.3f}, chance {figures['f1_chance']:.3f}, real clips {figures['f1_real']:.3f}; A2V "
+        f"{figures['f1_a2v']:.3f}, V2A {figures['f1_v2a']:.3f}, extended {figures['f1_extend']:.3f}, switched "
+        f"{figures['f1_switch']:.3f}; "
         f"{figures['seconds']:.0f} s; open {out / 'index.html'}"
     )
 
@@ -156,33 +171,54 @@ def journal(experiment: Path) -> list[dict]:
 
 
 def sample(out: Path, size: Size, seed: int) -> None:
-    """out/clips_c, out/clips_none and out/long, as mp4 files."""
+    """All films, each in its folder of `SCORES`: every mode of the model with fusion c, and the control's clips."""
+    ends = sorted((out / "data/test").rglob("*.mp4"))[:: max(1, size.test // size.others)][: size.others]
+    lanes = {
+        "c": {
+            "clips_c": ("sample.py", "--num-videos", size.clips, "--video-length", FRAMES, "--batch-size", 32),
+            "long": ("sample.py", "--num-videos", size.rolls, "--video-length", LONG),
+            "switch": ("sample_long.py", "--num-videos", size.others, "--frames", 44,
+                       "--class-schedule", "0:red,20:blue"),
+        },
+        "none": {
+            "clips_none": ("sample.py", "--num-videos", size.clips, "--video-length", FRAMES, "--batch-size", 32),
+            "a2v": ("sample_a2v.py", "--data-path", out / "data", "--num-videos", size.others, *GIVEN.split()),
+            "v2a": ("sample_v2a.py", "--data-path", out / "data", "--num-videos", size.others, *GIVEN.split()),
+            "extend": ("sample_long.py", "--extend", *ends, "--frames", 2 * FRAMES,
+                       "--classes", ",".join(path.parent.name for path in ends)),
+        },
+    }  # fmt: skip
 
-    def job(fusion: str, threads: int) -> None:
-        settings = ("--model-ckpt", out / fusion / "export", "--seed", seed, *SAMPLING.split())
-        work = [(out / f"clips_{fusion}", size.clips, FRAMES)]
-        if fusion == "c":
-            work.append((out / "long", size.rolls, LONG))
-        for folder, count, frames in work:
-            length = ("--num-videos", count, "--video-length", frames, "--results-dir", folder)
-            call("sample.py", *settings, *length, log=out / f"{folder.name}.log", threads=threads)
+    def job(lane: str, threads: int) -> None:
+        for name, (script, *how) in lanes[lane].items():
+            shutil.rmtree(out / name, ignore_errors=True)  # of an earlier run
+            export = out / ("none" if name == "clips_none" else "c") / "export"
+            settings = ("--model-ckpt", export, "--results-dir", out / name, "--seed", seed, *SAMPLING.split())
+            call(script, *settings, *how, log=out / f"{name}.log", threads=threads)
 
     both(job)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip as the detectors see it."""
+    """A clip as the detectors see it. first: frame at which its generated part begins."""
 
     path: Path
     frames: Tensor
     wave: Tensor
     bounces: NDArray
     pings: NDArray
+    first: int = 0
+
+    @property
+    def events(self) -> tuple[NDArray, NDArray, int]:
+        """Bounces, pings and frames of the generated part."""
+        shown = (times[times >= self.first] - self.first for times in (self.bounces, self.pings))
+        return *shown, len(self.frames) - self.first
 
 
 def measure(out: Path, size: Size) -> tuple[dict, list[Scene]]:
-    """Event F1 of all that was generated, and the scenes to show: one per class and a long one.
+    """Event F1 of all that was generated, and the scenes to show: one per class and one of each other mode.
 
     The detectors' threshold is fixed on the real test clips, where F1 must be at least 0.95 to mean anything.
     """
@@ -190,47 +226,34 @@ def measure(out: Path, size: Size) -> tuple[dict, list[Scene]]:
     from data.synthetic import FPS, calibrate, detect_bounces, detect_pings
     from metrics.sync import bootstrap_f1, event_counts, f1, shuffled_f1
 
-    def look(path: Path) -> Scene:
+    def look(path: Path, first: int = 0) -> Scene:
         frames, wave = read_frames(path, 0, probe(path).frames(FPS), FPS), read_audio(path)
-        return Scene(path, frames, wave, detect_bounces(frames), detect_pings(wave, RATE, FPS, threshold))
+        return Scene(path, frames, wave, detect_bounces(frames), detect_pings(wave, RATE, FPS, threshold), first)
 
-    def counts(scenes: list[Scene]) -> list:
-        return [event_counts(s.bounces, s.pings, len(s.frames)) for s in scenes]
-
-    real_paths = sorted((out / "data/test").rglob("*.mp4"))[: size.test]
-    threshold = calibrate(map(read_audio, real_paths))
-    groups = {"real": real_paths}
-    groups |= {name: sorted((out / name).glob("*.mp4"))[:number] for name, number in
-               (("clips_c", size.clips), ("clips_none", size.clips), ("long", size.rolls))}  # fmt: skip
-    seen = {name: [look(path) for path in paths] for name, paths in groups.items()}
-    score = {name: f1(counts(scenes)) for name, scenes in seen.items()}
-    if score["real"] < 0.95:
-        raise ValueError(
-            f"F1 of the real clips is {score['real']:.3f}, under 0.95: the detectors cannot be trusted here"
-        )
-    ours = seen["clips_c"]
-    figures = {
-        "f1_fusion_c": score["clips_c"],
-        "f1_fusion_c_interval": bootstrap_f1(counts(ours)),
-        "f1_fusion_none": score["clips_none"],
-        "f1_fusion_none_interval": bootstrap_f1(counts(seen["clips_none"])),
-        "f1_chance": shuffled_f1([s.bounces for s in ours], [s.pings for s in ours], FRAMES),
-        "f1_long": score["long"],
-        "f1_real": score["real"],
-        "clips": len(ours),
-        "ping_threshold": threshold,
-    }
-    return figures, [*ours[: len(SHOWN)], seen["long"][0]]
+    real = sorted((out / "data/test").rglob("*.mp4"))[: size.test]
+    threshold = calibrate(map(read_audio, real))
+    f1_real = f1([event_counts(*look(path).events) for path in real])
+    if f1_real < 0.95:
+        raise ValueError(f"F1 of the real clips is {f1_real:.3f}, under 0.95: the detectors cannot be trusted here")
+    figures, shown = {"f1_real": f1_real, "clips": size.clips, "ping_threshold": threshold}, []
+    for name, (key, _) in SCORES.items():
+        scenes = [look(path, FRAMES if name == "extend" else 0) for path in sorted((out / name).glob("*.mp4"))]
+        counts = [event_counts(*scene.events) for scene in scenes]
+        figures |= {key: f1(counts), f"{key}_interval": bootstrap_f1(counts)}
+        if name == "clips_c":
+            figures["f1_chance"] = shuffled_f1([s.bounces for s in scenes], [s.pings for s in scenes], FRAMES)
+        if name != "clips_none":
+            shown += scenes[: len(CLASSES) if name == "clips_c" else 1]
+    return figures, shown
 
 
 def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> None:
     """index.html, which opens from disk without a server, and the pictures that it shows."""
     from contact import Clip, contact_sheets
 
-    names = [*SHOWN, f"{SHOWN[0]}, {LONG} frames"]
-    contact_sheets(
-        [Clip(s.frames, s.wave, title=name) for s, name in zip(scenes[:-1], names)], out / "contact_sheet.png"
-    )
+    names = [*CLASSES, *(what for name, (_, what) in SCORES.items() if not name.startswith("clips"))]
+    sheet = [Clip(scene.frames, scene.wave, title=name) for scene, name in zip(scenes, CLASSES)]
+    contact_sheets(sheet, out / "contact_sheet.png")
     for i, scene in enumerate(scenes):
         draw_scene(scene).savefig(out / f"scene_{i}.png")
     draw_losses({RUNS[fusion]: journal(out / fusion) for fusion in RUNS}).savefig(out / "loss.png")
@@ -240,13 +263,9 @@ def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> No
     )
     rows = "".join(
         f"<tr><td>{what}<td>{figures[key]:.3f}<td>{interval(figures.get(key + '_interval'))}"
-        for key, what in ROWS.items()
+        for key, what in (*SCORES.values(), *REFERENCES)
     )
-    quality = (
-        "<p><b>Quality is reduced: this is the --quick demo, which trains 150 steps instead of 2000.</b>"
-        if quick
-        else ""
-    )
+    quality = "<p><b>Quality is reduced: this is the --quick demo, of 150 steps instead of 2000.</b>" if quick else ""
     page = PAGE.format(quality=quality, rows=rows, players=players, training=TRAINING, **figures)
     (out / "index.html").write_text(page)
 
@@ -292,13 +311,10 @@ def draw_losses(journals: dict[str, list[dict]]):
     return figure
 
 
-ROWS = {
-    "f1_fusion_c": "fusion c, 32 frames",
-    "f1_long": "fusion c, rolled on to 240 frames",
-    "f1_fusion_none": "no fusion: the same training, nothing passes between picture and sound",
-    "f1_chance": "chance: picture of one clip, sound of another",
-    "f1_real": "real clips: what the detectors can see and hear",
-}
+REFERENCES = (
+    ("f1_chance", "chance: picture of one clip, sound of another"),
+    ("f1_real", "real clips: what the detectors can see and hear"),
+)
 
 PLAYER = """<section><h3>{name}</h3>
 <video controls loop preload="auto" src="{video}"></video><img src="{plot}" alt="events of {name}"></section>

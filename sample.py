@@ -1,13 +1,27 @@
-"""Sample short clips of picture and sound from a checkpoint: sample_00000.mp4 and .wav, and a contact sheet."""
+"""Sample short clips of picture and sound from a checkpoint: sample_00000.mp4 and .wav, and a contact sheet.
+
+`accelerate launch sample.py` divides the batches among processes and makes the same clips as one process.
+"""
+
+from __future__ import annotations
 
 import json
+import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cli
 
+if TYPE_CHECKING:  # torch loads after the arguments are known to be good
+    from accelerate.state import PartialState
+
+    from pipeline import AVPipeline, AVSpec, Clips
+
 SHEET_CLIPS = 8  # clips on the contact sheet
+PATIENCE = timedelta(days=7)  # of a process that has done its share; the launcher ends all of them when one fails
 
 
 def parse(argv=None):
@@ -19,56 +33,106 @@ def parse(argv=None):
     p.add_argument("--num-videos", type=cli.positive, default=8, help="number of clips")
     p.add_argument("--batch-size", type=cli.positive, default=8, help="clips sampled together")
     p.add_argument("--save-latents", action="store_true", help="write sample_00000.latents.safetensors too")
+    p.add_argument("--skip-existing", action="store_true", help="go on with an interrupted run of the same arguments: "
+                   "batches whose files are all there are not made again")  # fmt: skip
     return p.parse_args(argv)
 
 
 def main(argv=None):
     args = parse(argv)
     folder = cli.output_folder(args.results_dir)
-    import torch  # after the arguments are known to be good, like all that takes seconds
     from tqdm import tqdm
 
-    from contact import Clip, contact_sheets
-
+    processes = join_processes(args)
     pipe = cli.load_pipeline(args)
     y = cli.labels(args.classes, pipe.spec.class_names, args.num_videos)
-    records, sheet, began = [], [], time.perf_counter()
-    with tqdm(total=args.num_videos, unit="clip") as bar:
-        for first in range(0, args.num_videos, args.batch_size):
-            samples = list(range(first, min(first + args.batch_size, args.num_videos)))
-            batch_y = None if y is None else torch.tensor([y[i] for i in samples])
-            how = dict(seed=args.seed, num_timesteps=args.num_timesteps, cfg_scale=args.cfg_scale)
-            clips = pipe.sample(samples, args.video_length, batch_y, **how)
-            for row, sample in enumerate(samples):
-                records.append(write(folder, pipe.spec, clips, row, sample, y, args.save_latents))
-                if sample < SHEET_CLIPS:
-                    title = records[-1]["file"] + (f"  {records[-1]['class']}" if y else "")
-                    sheet.append(Clip(clips.frames[row].cpu(), clips.wave[row].cpu(), pipe.spec.fps,
-                                      pipe.spec.sample_rate, title))  # fmt: skip
-                bar.update()
-    seconds = time.perf_counter() - began
-    cli.write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    contact_sheets(sheet, folder / "contact_sheet.png")
-    cli.write_run(folder, args, spec=asdict(pipe.spec), seconds=seconds)
-    film = args.num_videos * args.video_length / pipe.spec.fps
-    print(
-        f"{folder}: {args.num_videos} clips, {film:.1f} s of film in {seconds:.1f} s, {film / seconds:.2f} x real time"
-    )
+    todo = missing_batches(args)
+    processes.wait_for_everyone()  # so that all see the same folder before the first file is written
+    mine, began = todo[processes.process_index :: processes.num_processes], time.perf_counter()
+    with tqdm(total=sum(map(len, mine)), unit="clip", disable=not processes.is_main_process) as bar:
+        for batch in mine:
+            write(folder, pipe.spec, batch, generate(pipe, batch, y, args), args.save_latents)
+            bar.update(len(batch))
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        seconds = time.perf_counter() - began
+        report(folder, args, pipe.spec, y, sum(map(len, todo)), seconds, processes.num_processes)
+    processes.destroy_process_group()
 
 
-def write(folder: Path, spec, clips, row: int, sample: int, y: list[int] | None, latents: bool) -> dict:
-    """Write one clip of a batch and return what samples.jsonl says of it."""
+def join_processes(args) -> PartialState:
+    """The processes that `accelerate launch` or torchrun started, or this one alone; each takes its own GPU."""
+    import torch
+    from accelerate.state import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if args.device is None and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        args.device = "cpu"
+    return PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def missing_batches(args) -> list[range]:
+    """The batches of sample numbers to be made: with --skip-existing those of which any file is missing.
+
+    A batch is made whole, since the rounding of a clip depends on the size of its batch. Files appear complete.
+    """
+    count, size = args.num_videos, args.batch_size
+    batches = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    suffixes = [".mp4", ".wav", *[".latents.safetensors"] * args.save_latents]
+
+    def there(sample: int) -> bool:
+        return all(clip_path(args.results_dir, sample).with_suffix(suffix).exists() for suffix in suffixes)
+
+    return [batch for batch in batches if not (args.skip_existing and all(map(there, batch)))]
+
+
+def clip_path(folder: Path, sample: int) -> Path:
+    """The mp4 of a clip; what belongs to it has the same name."""
+    return folder / f"sample_{sample:05d}.mp4"
+
+
+def generate(pipe: AVPipeline, batch: range, y: list[int] | None, args) -> Clips:
+    """The clips of a batch."""
+    import torch
+
+    labels = None if y is None else torch.tensor([y[i] for i in batch])
+    how = dict(seed=args.seed, num_timesteps=args.num_timesteps, cfg_scale=args.cfg_scale)
+    return pipe.sample(list(batch), args.video_length, labels, **how)
+
+
+def write(folder: Path, spec: AVSpec, batch: range, clips: Clips, latents: bool) -> None:
+    """Write the clips of a batch, each file complete or not at all."""
     from safetensors.torch import save_file
 
     from data.av import write_clip
 
-    path = folder / f"sample_{sample:05d}.mp4"
-    write_clip(path, clips.frames[row], clips.wave[row], spec.fps, spec.sample_rate)
-    if latents:
-        pair = {"v": clips.v[row].cpu().contiguous(), "a": clips.a[row].cpu().contiguous()}
-        save_file(pair, path.with_suffix(".latents.safetensors"))
+    for row, number in enumerate(batch):
+        path = clip_path(folder, number)
+        if latents:
+            part = path.with_name(f".{path.stem}.latents.{os.getpid()}.part")
+            save_file({"v": clips.v[row].cpu().contiguous(), "a": clips.a[row].cpu().contiguous()}, part)
+            part.replace(path.with_suffix(".latents.safetensors"))
+        write_clip(path, clips.frames[row], clips.wave[row], spec.fps, spec.sample_rate)
+
+
+def report(folder: Path, args, spec: AVSpec, y: list[int] | None, made: int, seconds: float, processes: int) -> None:
+    """samples.jsonl, contact_sheet.png and run.json of all clips in the folder, and a line on the `made` new ones."""
+    from contact import contact_sheets, read_clip
+
+    records = [record(i, args.video_length, spec, y) for i in range(args.num_videos)]
+    cli.write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    titles = [" ".join(filter(None, (r["file"], r.get("class")))) for r in records[:SHEET_CLIPS]]
+    clips = [read_clip(folder / r["file"], spec.fps) for r in records[:SHEET_CLIPS]]
+    contact_sheets([replace(clip, title=title) for clip, title in zip(clips, titles)], folder / "contact_sheet.png")
+    cli.write_run(folder, args, spec=asdict(spec), seconds=seconds, made=made, processes=processes)
+    film = made * args.video_length / spec.fps
+    print(f"{folder}: {made} clips, {film:.1f} s of film in {seconds:.1f} s, {film / seconds:.2f} x real time")
+
+
+def record(sample: int, frames: int, spec: AVSpec, y: list[int] | None) -> dict:
+    """What samples.jsonl says of a clip."""
     label = {} if y is None else {"y": y[sample], "class": spec.class_names[y[sample]]}
-    return {"file": path.name, "sample": sample, "frames": len(clips.frames[row]), **label}
+    return {"file": clip_path(Path(), sample).name, "sample": sample, "frames": frames, **label}
 
 
 if __name__ == "__main__":

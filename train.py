@@ -50,6 +50,8 @@ def parse(argv=None) -> argparse.Namespace:
     optim.add_argument("--max-steps", type=cli.positive, default=400_000, help="steps to train in all")
     optim.add_argument("--sampling", choices=["logit", "uniform"], default="logit", help="weight of the loss over time")
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
+    optim.add_argument("--independent-times", type=float, default=0.0, help="share of clips in which picture "
+                       "and sound have different times or one is clean: for A2V and V2A, try 0.25")  # fmt: skip
     optim.add_argument("--lr", type=float, default=1e-4, help="learning rate")
     optim.add_argument("--lr-schedule", choices=["constant", "cosine"], default="constant", help="cosine ends at 5 %%")
     optim.add_argument("--warmup-steps", type=cli.whole, default=0, help="steps of linear warm-up")
@@ -76,6 +78,10 @@ def parse(argv=None) -> argparse.Namespace:
         args.codec_source = str(Path(args.codec_source).resolve())  # the export is read from anywhere
     if args.use_sd_vae and args.codec != "sd-vae":
         p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
+    if not 0 <= args.independent_times <= 1:
+        p.error(f"--independent-times {args.independent_times} is no share of the clips; choose 0 to 1")
+    if args.independent_times and args.sampling == "uniform":
+        p.error("--independent-times shows clean frames, whose noise cannot be told; leave out --sampling uniform")
     new, trained = not (args.experiment_dir / "pipeline").is_dir(), args.vocoder != "griffin-lim"
     if new and trained and not (Path(args.vocoder) / "config.json").is_file():
         p.error(f"--vocoder {args.vocoder} has no config.json; give the folder of a HiFi-GAN, or griffin-lim")
@@ -116,6 +122,7 @@ def main(argv=None) -> None:
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
     )
+    cli.share_cores(model)
     ema = EMAModel(model.parameters(), decay=args.ema_decay)
     accelerator.register_for_checkpointing(ema)
     model, optimiser = accelerator.prepare(model, optimiser)
@@ -135,7 +142,9 @@ def main(argv=None) -> None:
     loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
     shapes = tuple((args.predict_frames, *shape) for shape in raw_model.frame_shapes)
     null_label = raw_model.num_classes or None
-    draws = Draws(args.seed, order.rows(), shapes, args.theta, args.class_dropout_prob, null_label)
+    draws = Draws(
+        args.seed, order.rows(), shapes, args.theta, args.class_dropout_prob, null_label, args.independent_times
+    )
     meter, journal = Meter(device), Journal(accelerator, args.experiment_dir, first_step)
     if accelerator.is_main_process:
         size = sum(p.numel() for p in raw_model.parameters())

@@ -53,6 +53,8 @@ class TrainingDraws:
 
     w, pre_rolling, drop: (B,) float64 uniform in [0, 1): phase, and what is compared with theta and the label dropout.
     posterior, eps_v: (B,*video) and eps_a: (B,*audio) float32 unit Gaussian.
+    independent, w_a: (B,) as `w`: what is compared with the share of clips whose modalities have times of their own,
+        and the phase of the sound there.
     """
 
     w: Tensor
@@ -61,6 +63,8 @@ class TrainingDraws:
     posterior: Tensor
     eps_v: Tensor
     eps_a: Tensor
+    independent: Tensor
+    w_a: Tensor
 
 
 def training_draws(
@@ -75,5 +79,5 @@ def training_draws(
     for row in rows:
         draw = generator(seed, Purpose.TRAINING, row, step)
         gaussians = (draw.standard_normal(shape, dtype=np.float32) for shape in (video, video, audio))
-        draws.append((*draw.random(3), *gaussians))
+        draws.append((*draw.random(3), *gaussians, *draw.random(2)))
     return TrainingDraws(*(torch.from_numpy(np.stack(column)) for column in zip(*draws)))

@@ -2,8 +2,13 @@
 
 import functools
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 import wave
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +22,8 @@ from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec
 from vocoder import GriffinLim
 
+ROOT = Path(__file__).parents[1]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 NAMES = ("blue", "green", "red")
 CONFIG = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=2,
               num_heads=2, predict_frames=4)  # fmt: skip
@@ -35,11 +42,21 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
+def argv(checkpoint, folder, *more):
+    flags = dict(model_ckpt=checkpoint, results_dir=folder, num_videos=5, video_length=3, batch_size=2)
+    return [*(f"--{name}={value}" for name, value in flags.items()), "--save-latents", *map(str, more)]
+
+
 def run(checkpoint, folder, *more):
-    flags = dict(num_videos=5, video_length=3, batch_size=2, device="cpu")
-    given = [f"--{name}={value}" for name, value in flags.items()]
-    sample.main([f"--model-ckpt={checkpoint}", f"--results-dir={folder}", *given, "--save-latents", *map(str, more)])
+    sample.main(argv(checkpoint, folder, "--device=cpu", *more))
     return folder
+
+
+def run_two(checkpoint, folder, *more):
+    """sample.py as two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sample.py"]
+    command = [*launch, *argv(checkpoint, folder, *more)]
+    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +176,103 @@ def test_class_guidance_and_float64_run(checkpoint, results, tmp_path):
     exact = latents(run(checkpoint, tmp_path / "exact", "--dtype", "float64"))
     assert exact[0]["v"].dtype == torch.float64
     torch.testing.assert_close(exact[0]["v"].float(), latents(results)[0]["v"], rtol=0, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------------- several processes, interruption
+
+
+def facts(folder):
+    return json.loads((folder / "run.json").read_text())
+
+
+def modified(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("sample_*")}
+
+
+def assert_same_clips(one, two):
+    """To the byte: every sound, every latent, every encoded picture, the record and the sheet."""
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    differ = [path.name for path in one.iterdir() if path.read_bytes() != (two / path.name).read_bytes()]
+    assert differ == ["run.json"]
+
+
+def test_two_processes_make_the_clips_of_one_to_the_byte(checkpoint, results, tmp_path):
+    done = run_two(checkpoint, tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    assert facts(tmp_path / "two")["processes"] == 2 and facts(results)["processes"] == 1
+    assert_same_clips(results, tmp_path / "two")
+    assert "| 3/3 [" in done.stderr  # the first process makes the first and the third batch
+    assert done.stdout.count("\n") == 1 and "5 clips, 1.5 s of film" in done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_interrupted_run_of_one(checkpoint, results, tmp_path):
+    """Both of the two batches that are left are made, though one process alone would be due for both."""
+    folder = shutil.copytree(results, tmp_path / "two")
+    for name in ("samples.jsonl", "contact_sheet.png", "run.json", "sample_00000.mp4", "sample_00004.wav"):
+        (folder / name).unlink()
+    kept = {name: made for name, made in modified(folder).items() if name[:12] in ("sample_00002", "sample_00003")}
+    done = run_two(checkpoint, folder, "--skip-existing")
+    assert done.returncode == 0, done.stderr
+    assert facts(folder)["processes"] == 2 and facts(folder)["made"] == 3
+    assert_same_clips(results, folder)
+    assert kept.items() <= modified(folder).items() and "| 2/2 [" in done.stderr
+
+
+@pytest.mark.slow
+def test_process_that_fails_ends_the_other_and_says_why(checkpoint, tmp_path):
+    """The second process cannot give its clip the name of a folder; the first has nothing more to do but wait."""
+    (tmp_path / "sample_00002.mp4" / "in the way").mkdir(parents=True)
+    began = time.monotonic()
+    done = run_two(checkpoint, tmp_path)
+    assert done.returncode != 0 and time.monotonic() - began < 60
+    assert "sample.py: error: " in done.stderr and "sample_00002.mp4" in done.stderr
+    assert not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("lost", [".mp4", ".wav", ".latents.safetensors"])
+def test_batch_of_which_a_file_is_missing_is_made_again_and_no_other(checkpoint, results, tmp_path, lost):
+    folder = shutil.copytree(results, tmp_path / "some")
+    (folder / f"sample_00003{lost}").unlink()
+    before = modified(folder)
+    run(checkpoint, folder, "--skip-existing")
+    assert_same_clips(results, folder)
+    again = {name[:12] for name, made in modified(folder).items() if made != before.get(name)}
+    assert again == {"sample_00002", "sample_00003"} and facts(folder)["made"] == 2
+
+
+def test_interrupted_run_goes_on_to_the_files_of_an_uninterrupted_one(checkpoint, results, tmp_path, monkeypatch):
+    """The interruption comes while the third clip is written: between its sound and its picture, which come last."""
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", interrupting(os.replace, after=8))
+        with pytest.raises(KeyboardInterrupt):
+            run(checkpoint, tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("sample_*.mp4")) == ["sample_00000.mp4", "sample_00001.mp4"]
+    assert not any((tmp_path / name).exists() for name in ("run.json", "samples.jsonl", "contact_sheet.png"))
+    run(checkpoint, tmp_path, "--skip-existing")
+    assert_same_clips(results, tmp_path)
+    assert facts(tmp_path)["made"] == 3
+
+
+def interrupting(call, after):
+    """`call` that works `after` times; then it is as if the user pressed Ctrl-C."""
+    calls = iter(range(after))
+
+    def stopped(*args):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return call(*args)
+
+    return stopped
+
+
+def test_finished_run_is_left_as_it_is(checkpoint, results, tmp_path, monkeypatch):
+    folder = shutil.copytree(results, tmp_path / "all")
+    before = modified(folder)
+    monkeypatch.setattr(AVPipeline, "sample", None)
+    run(checkpoint, folder, "--skip-existing")
+    assert modified(folder) == before and facts(folder)["made"] == 0
+    assert_same_clips(results, folder)
 
 
 # ---------------------------------------------------------------------------------------------------------- bad input

@@ -7,7 +7,10 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
+import train
 from diffusion.flow import FlowLoss
+from diffusion.noise import Purpose, generator
+from diffusion.times import draw_times
 from pipeline.training import BINS, Draws, Meter, averaged, learning_rate
 
 T, SHAPES = 4, ((4, 3, 2, 2), (4, 5, 6))
@@ -20,23 +23,23 @@ def clips(B, seed=0):
     return mean, std, torch.rand(B, *SHAPES[1], generator=rng), torch.arange(B) % 3
 
 
-def draws(rows, seed=0, theta=0.2, drop=0.1, null_label=3):
-    return Draws(seed, rows, SHAPES, theta, drop, null_label)
+def draws(rows, seed=0, theta=0.2, drop=0.1, null_label=3, independent=0.0):
+    return Draws(seed, rows, SHAPES, theta, drop, null_label, independent)
 
 
 def cut(inputs, rows):
     """Rows of the arguments of flow_loss."""
-    flat = {"v": inputs["v"], "a": inputs["a"], "y": inputs["y"], "times": inputs["times"]}
-    return [x[rows] for x in (*flat.values(), *inputs["noise"])]
+    return [x[rows] for x in (inputs["v"], inputs["a"], inputs["y"], *inputs["times"], *inputs["noise"])]
 
 
+@pytest.mark.parametrize("independent", [0.0, 0.5])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_draws_of_a_clip_do_not_depend_on_rank_or_batch(ranks):
+def test_draws_of_a_clip_do_not_depend_on_rank_or_batch(ranks, independent):
     batch = clips(8)
-    whole = draws(range(8))(7, *batch)
+    whole = draws(range(8), independent=independent)(7, *batch)
     for rank in range(ranks):
         rows = range(rank * 8 // ranks, (rank + 1) * 8 // ranks)
-        part = draws(rows)(7, *(x[rows.start : rows.stop] for x in batch))
+        part = draws(rows, independent=independent)(7, *(x[rows.start : rows.stop] for x in batch))
         mine, theirs = cut(part, slice(None)), cut(whole, slice(rows.start, rows.stop))
         assert all(a.equal(b) for a, b in zip(mine, theirs))
 
@@ -57,14 +60,14 @@ def test_seed_step_and_place_each_change_every_draw(other):
     one = draws(range(4), theta=0.0)(5, *batch)
     step = other.pop("step", 5)
     two = draws(**{"rows": range(4), "theta": 0.0} | other)(step, *batch)
-    assert not (one["times"][:, 0] == two["times"][:, 0]).any()
+    assert not (one["times"][0][:, 0] == two["times"][0][:, 0]).any()
     for a, b in zip((one["v"], *one["noise"]), (two["v"], *two["noise"])):
         assert not (a == b).flatten(1).all(1).any()
 
 
 def test_clips_of_a_batch_have_times_and_noise_of_their_own():
     inputs = draws(range(64), theta=0.0)(0, *clips(64))
-    assert len(inputs["times"][:, 0].unique()) == 64
+    assert len(inputs["times"][0][:, 0].unique()) == 64
     assert len({tuple(x.flatten().tolist()) for x in inputs["noise"][1]}) == 64
 
 
@@ -91,7 +94,7 @@ def test_share_of_clips_is_in_pre_rolling():
     """Only rolling frames are all less noisy than pure noise: the last is at (1 - w) / T there."""
     mean = torch.zeros(4000, T, 1, 1, 1)
     small = Draws(0, range(4000), ((T, 1, 1, 1), (T, 1, 1)), 0.2, 0.1, None)
-    times = small(0, mean, mean, torch.zeros(4000, T, 1, 1), torch.zeros(4000))["times"]
+    times = small(0, mean, mean, torch.zeros(4000, T, 1, 1), torch.zeros(4000))["times"][0]
     gaps = times[:, :-1] - times[:, 1:]
     rolling = (gaps - 1 / T).abs().max(1).values < 1e-6
     first = rolling & (times[:, 0] > 1 - 1 / T)  # 1 - w / T: the rolling window is always there
@@ -99,6 +102,53 @@ def test_share_of_clips_is_in_pre_rolling():
     # a pre-rolling clip looks like rolling where w falls in [0, 1/T): first frame at 1 - w
     expected = 0.2 * (1 - 1 / T)
     assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 4000)
+
+
+def test_without_independent_times_all_is_drawn_as_before_there_were_any():
+    """Seeds of published runs keep their meaning: w, pre-rolling, label drop, posterior, noise, and nothing before."""
+    mean, std, a, y = clips(3)
+    inputs = draws(range(3))(7, mean, std, a, y)
+    for row in range(3):
+        draw = generator(0, Purpose.TRAINING, row, 7)
+        w, early, drop = torch.from_numpy(draw.random(3))
+        posterior, *noise = (torch.from_numpy(draw.standard_normal(s, dtype="float32")) for s in (SHAPES[0], *SHAPES))
+        times = draw_times(w[None], early[None] < 0.2, T)[0]
+        assert all(t[row].equal(times) for t in inputs["times"])
+        assert inputs["v"][row].equal(mean[row] + std[row] * posterior) and (inputs["y"][row] == 3) == (drop < 0.1)
+        assert all(eps[row].equal(one) for eps, one in zip(inputs["noise"], noise))
+
+
+def independent_times(share, B=4000):
+    """Times (B,T) of video and audio, and those that both would have without a share."""
+    mean = torch.zeros(B, T, 1, 1, 1)
+    small = [Draws(0, range(B), ((T, 1, 1, 1), (T, 1, 1)), 0.2, 0.1, None, p) for p in (share, 0.0)]
+    (t_v, t_a), (common, _) = (d(0, mean, mean, torch.zeros(B, T, 1, 1), torch.zeros(B))["times"] for d in small)
+    return t_v, t_a, common
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_share_of_clips_has_independent_times_a_quarter_of_them_each_side_clean(share):
+    t_v, t_a, common = independent_times(share)
+    kinds = {
+        "picture clean": (t_v == 1).all(1) & (t_a == common).all(1),
+        "sound clean": (t_a == 1).all(1) & (t_v == common).all(1),
+        "two phases": (t_v == common).all(1) & (t_a[:, 0] != common[:, 0]) & (t_a[:, 0] < 1),
+        "one time": (t_v == t_a).all(1),
+    }
+    expected = {"picture clean": share / 4, "sound clean": share / 4, "two phases": share / 2, "one time": 1 - share}
+    for kind, p in expected.items():
+        assert abs(kinds[kind].double().mean() - p) <= 4 * math.sqrt(p * (1 - p) / 4000), kind
+    assert sum(kinds.values()).eq(1).all()
+
+
+def test_second_phase_is_another_schedule_and_tells_nothing_of_the_first():
+    t_v, t_a, _ = independent_times(1.0)
+    two = (t_v[:, 0] < 1) & (t_a[:, 0] < 1)
+    rolling = two & (t_v[:, -1] > 0) & (t_a[:, -1] > 0)
+    gaps = t_a[rolling][:, :-1] - t_a[rolling][:, 1:]
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 1 / T))
+    first = torch.stack([t_v[rolling, 0], t_a[rolling, 0]])
+    assert abs(torch.corrcoef(first)[0, 1]) < 4 / math.sqrt(rolling.sum())
 
 
 def test_latent_is_mean_plus_spread_times_noise_and_the_spread_matters():
@@ -132,7 +182,8 @@ def steps(count, B=3, seed=0):
     for _ in range(count):
         error_v, error_a, times = (torch.rand(B, T, generator=rng) for _ in range(3))
         video, audio = error_v.mean(), error_a.mean()
-        yield FlowLoss(video + audio, video, audio, error_v, error_a), times.double(), torch.rand((), generator=rng)
+        loss = FlowLoss(video + audio, video, audio, error_v, error_a)
+        yield loss, (times.double(), times.double()), torch.rand((), generator=rng)
 
 
 def test_meter_gives_plain_means_of_all_steps():
@@ -155,7 +206,7 @@ def test_meter_sorts_frames_into_bins_of_their_flow_time():
     for row in rows:
         meter.add(*row)
     record = meter.read(Accelerator(cpu=True), 1.0, 1)
-    times = torch.cat([t.flatten() for _, t, _ in rows])
+    times = torch.cat([t.flatten() for _, (t, _), _ in rows])
     for key, errors in (("video_at", [x.error_v for x, _, _ in rows]), ("audio_at", [x.error_a for x, _, _ in rows])):
         errors = torch.cat([e.flatten() for e in errors]).double()
         for k in range(BINS):
@@ -164,11 +215,21 @@ def test_meter_sorts_frames_into_bins_of_their_flow_time():
             assert record[key][k] == expected
 
 
+def test_meter_takes_each_modality_at_its_own_time():
+    meter = Meter(torch.device("cpu"))
+    error_v, error_a = torch.tensor([[2.0]]), torch.tensor([[3.0]])
+    times = torch.tensor([[0.05]]), torch.tensor([[0.55]])
+    meter.add(FlowLoss(torch.tensor(5.0), error_v[0, 0], error_a[0, 0], error_v, error_a), times, torch.tensor(1.0))
+    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    assert record["video_at"] == [2.0] + [None] * 9 and record["audio_at"] == [None] * 5 + [3.0] + [None] * 4
+
+
 def test_frame_that_is_clean_counts_in_the_last_bin_and_empty_bins_are_none():
     meter = Meter(torch.device("cpu"))
     error = torch.full((1, 2), 3.0)
     loss = FlowLoss(error.mean(), error.mean(), error.mean(), error, error)
-    meter.add(loss, torch.tensor([[1.0, 0.0]]), torch.tensor(1.0))
+    times = torch.tensor([[1.0, 0.0]])
+    meter.add(loss, (times, times), torch.tensor(1.0))
     assert meter.read(Accelerator(cpu=True), 1.0, 1)["video_at"] == [3.0] + [None] * (BINS - 2) + [3.0]
 
 
@@ -220,3 +281,16 @@ def test_average_takes_the_first_weights_and_then_slows_down():
         expected = decay * expected + (1 - decay) * s**2
         ema.step(model.parameters())
         assert ema.shadow_params[0].item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--independent-times", "1.5"], "--independent-times 1.5 is no share of the clips; choose 0 to 1"),
+        (["--independent-times", "0.1", "--sampling", "uniform"], "leave out --sampling uniform"),
+    ],
+)
+def test_impossible_independent_times_are_refused(capsys, more, said):
+    with pytest.raises(SystemExit) as end:
+        train.parse(["--data-path", "D", "--experiment-dir", "E", *more])
+    assert end.value.code == 2 and said in capsys.readouterr().err

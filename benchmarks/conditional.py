@@ -1,0 +1,134 @@
+"""Event F1, seconds and memory of A2V and V2A by method on the demo's task.
+
+    python benchmarks/conditional.py --joint runs/demo/c/export --independent RUN/export --data-path runs/demo/data
+
+The second model is trained as the demo's, with --independent-times. Each figure comes from sample_a2v.py or
+sample_v2a.py, run as a user would; F1 is that of the events generated against the events given, and "shuffled" against
+those given to the next clips in the folder, which are mostly of the same class. Seconds are of sampling by the clock;
+CPU seconds, which say more on a busy machine, and peak memory are of the whole process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cli
+
+ROOT = Path(__file__).parents[1]
+RATE, FRAMES = 16000, 32
+JOINT = [("guide", 25), ("guide", 100), ("guide", 400), ("replace", None)]
+METHODS = {"joint": JOINT, "independent": [*JOINT, ("clean", None)]}
+GIVEN = {"a2v": "sound", "v2a": "picture"}
+LENGTHS = (40, 240)  # frames, between which memory must not grow
+
+
+def main(argv=None) -> None:
+    p = cli.Parser(__doc__.splitlines()[0])
+    p.add_argument("--joint", type=Path, required=True, help="checkpoint trained as the demo's")
+    p.add_argument("--independent", type=Path, required=True, help="the same with --independent-times")
+    p.add_argument("--data-path", type=Path, required=True, help="the demo's videos; those of test/ are used")
+    p.add_argument("--clips", type=cli.positive, default=48, help="number of test videos, the same of each class")
+    p.add_argument("--cfg-scale", type=float, default=2.0, help="classifier-free guidance, as in the demo")
+    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/conditional_demo.json", help="JSON file")
+    args = p.parse_args(argv)
+    with TemporaryDirectory() as work:
+        result = measure(args, Path(work))
+    cli.write_json(args.out, {"machine": cli.machine(), "arguments": vars(args), **result})
+
+
+def measure(args, work: Path) -> dict:
+    """F1 of every method, and memory by length."""
+    link_clips(args.data_path / "test", work / "clips", args.clips)
+    inputs = look(sorted((work / "clips").rglob("*.mp4")))
+    rows = []
+    for task in GIVEN:
+        for model, methods in METHODS.items():
+            for method, scale in methods:
+                checkpoint = getattr(args, model)
+                cost = sample(task, checkpoint, work / "clips", work / "films", args.cfg_scale, method, scale)
+                rows.append({"task": task, "model": model, "method": method, "scale": scale,
+                             **score(task, inputs, look(sorted((work / "films").glob("*.mp4")))), **cost})  # fmt: skip
+                print(json.dumps(rows[-1]), flush=True)
+    return {"methods": rows, "memory": [memory(task, args, work) for task in GIVEN]}
+
+
+def link_clips(folder: Path, to: Path, count: int) -> None:
+    """Links to some videos of a folder, the same number of each class."""
+    classes = sorted(path for path in folder.iterdir() if path.is_dir())
+    for path in (video for c in classes for video in sorted(c.glob("*.mp4"))[: count // len(classes)]):
+        link = to / path.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path.resolve())
+
+
+def sample(
+    task: str, checkpoint: Path, inputs: Path, to: Path, cfg_scale: float, method: str, scale: float | None
+) -> dict:
+    """Run the script of a task: seconds of sampling, CPU seconds and peak memory (MiB) of its process."""
+    command = [sys.executable, f"sample_{task}.py", "--model-ckpt", checkpoint, "--input", inputs, "--results-dir", to,
+               "--method", method, "--cfg-scale", cfg_scale, "--device", "cpu"]  # fmt: skip
+    command += ["--guidance-scale", scale] if scale else []
+    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said = child.stderr.read().decode()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise ValueError(said.strip().splitlines()[-1])
+    return {
+        "seconds": json.loads((to / "run.json").read_text())["seconds"],
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_mib": usage.ru_maxrss / 1024,
+    }
+
+
+def look(paths: list[Path]) -> list[tuple]:
+    """(frames, wave) of each film."""
+    from data.av import read_audio, read_frames
+
+    return [(read_frames(path, 0, FRAMES), read_audio(path, 0, FRAMES * RATE // 10)) for path in paths]
+
+
+def score(task: str, inputs: list[tuple], films: list[tuple]) -> dict:
+    """F1 of the generated events against the given ones and against those given to others.
+
+    Seen and heard events are both found in the film: the given side of it is the input's own track. The threshold for
+    pings is fixed on the inputs.
+    """
+    from data.synthetic import FPS, calibrate, detect_bounces, detect_pings
+    from metrics.sync import bootstrap_f1, event_counts, f1, shuffled_f1
+
+    height = calibrate(wave for _, wave in inputs)
+    seen = [detect_bounces(frames) for frames, _ in films]
+    heard = [detect_pings(wave, RATE, FPS, height) for _, wave in films]
+    counts = [event_counts(v, a, FRAMES) for v, a in zip(seen, heard)]
+    return {
+        "f1": f1(counts),
+        "interval": bootstrap_f1(counts),
+        "shuffled": shuffled_f1(seen, heard, FRAMES),
+        "generated": sum(c.v if task == "a2v" else c.a for c in counts),
+        "given": sum(c.a if task == "a2v" else c.v for c in counts),
+    }
+
+
+def memory(task: str, args, work: Path) -> dict:
+    """Peak memory with guidance for a short and a long input, and its growth."""
+    from data.av import write_clip
+    from data.synthetic import draw_clip, render, sound
+
+    peaks = {}
+    for frames in LENGTHS:
+        path, clip = work / f"{frames}.mp4", draw_clip(seed=1, index=0)
+        write_clip(path, render(clip, frames), sound(clip, frames))
+        peaks[frames] = sample(task, args.joint, path, work / "long", args.cfg_scale, "guide", 25)["peak_mib"]
+    short, long = peaks.values()
+    return {"task": task, "peak_mib_by_frames": peaks, "growth": long / short - 1}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,23 @@
+"""Make the picture for a sound (A2V): wav, mp3, flac, m4a or any video, of any length.
+
+Writes sample_00000.mp4 with the original sound, copied, or .mkv where mp4 cannot hold it, and beside it the sound at
+the model's rate as sample_00000.wav.
+"""
+
+import cli
+
+
+def parse(argv=None):
+    p = cli.Parser(__doc__.splitlines()[0])
+    cli.add_checkpoint_arguments(p)
+    cli.add_sampling_arguments(p)
+    cli.add_conditional_arguments(p, given="sound")
+    return p.parse_args(argv)
+
+
+def main(argv=None):
+    cli.sample_conditionally(parse(argv), given="sound")
+
+
+if __name__ == "__main__":
+    cli.run(main)
