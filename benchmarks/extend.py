@@ -26,7 +26,7 @@ ROTATIONS = (3, 6, 9)  # places to another clip of the same class, whose truth i
 def main(argv=None) -> None:
     p = cli.Parser(__doc__.splitlines()[0])
     cli.add_checkpoint_arguments(p)
-    p.add_argument("--clips", type=cli.positive, default=32, help="held-out clips, at least 10")
+    p.add_argument("--clips", type=cli.positive, default=96, help="held-out clips")
     p.add_argument("--past", type=cli.positive, default=24, help="frames given of each clip")
     p.add_argument("--judged", type=cli.positive, default=8, help="new frames in which events are counted")
     p.add_argument("--cfg-scales", type=float, nargs="+", default=[1.0, 2.0], help="of classifier-free guidance")

@@ -86,9 +86,7 @@ class AudioInfo:
     """What `probe_audio` finds in a sound file, or in the sound of a video."""
 
     path: Path
-    seconds: (
-        float  # from the clock's zero to the end of the last packet; what `read_audio` gives may differ by a packet
-    )
+    seconds: float  # from the clock's zero to the last packet's end; what `read_audio` gives may differ by a packet
     sample_rate: int  # Hz
     channels: int
 
