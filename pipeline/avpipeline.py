@@ -169,9 +169,9 @@ class AVPipeline:
     ) -> StreamState:
         """A stream whose past is the end of a real clip: it gives out that past again, then goes on.
 
-        The last T frames become the window as it is while rolling at w = 0, frame k at t_k = 1 - k/T; a shorter clip
-        becomes the first frames of a window that pre-rolls. Each real frame stays on its line t x + (1 - t) eps until
-        it leaves: exactly the points that training shows the model for such a window, with the same noise process.
+        The last T frames become the window as it is while rolling at w = 1, frame k at t_k = 1 - (k + 1)/T; a shorter
+        clip becomes the first frames of a window that pre-rolls. Each real frame stays on its line t x + (1 - t) eps
+        until it leaves: exactly the points that training shows the model for such a window.
 
         Args:
             frames: (F,3,H,W) in [-1,1], as `data.frames.fit` makes them; the last T of a clip are enough.
@@ -215,8 +215,10 @@ class AVPipeline:
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 of the weights and the facts, by which a saved stream knows its model."""
-        digest = hashlib.sha256(json.dumps(asdict(replace(self.spec, codec_source=None))).encode())
-        for name, weight in self.model.state_dict().items():
-            digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        """SHA-256 of all weights and facts, by which a saved stream knows its model."""
+        facts = {**asdict(replace(self.spec, codec_source=None)), **self.model._hub_mixin_config}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        for part in (self.model, self.codec.frames, self.codec.vocoder):
+            for name, weight in part.state_dict().items():
+                digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

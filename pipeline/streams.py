@@ -28,6 +28,11 @@ class Past:
     a: Tensor
     first: int
 
+    def since(self, frame: int) -> "Past | None":
+        """What is left of it in a window that begins at a frame."""
+        gone = max(0, frame - self.first)
+        return Past(self.v[gone:], self.a[gone:], self.first + gone) if gone < len(self.v) else None
+
     def fetch(self, modality: Modality) -> Fetch:
         frames = self.v if modality is Modality.VIDEO else self.a
         return lambda frame: frames[frame - self.first] if 0 <= frame - self.first < len(frames) else None
@@ -116,7 +121,8 @@ def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 class Chunk:
     """Frames of a stream with exactly their sound: frames uint8 (t,H,W,3), wave (t * samples_per_frame,).
 
-    first: index in the stream of the first frame. v (t,C,h,w), a (t,S,M): the latents. state: right after this chunk.
+    first: index in the stream of the first frame. v (t,C,h,w), a (t,S,M): the latents. state: right after this chunk;
+    of a stream's last chunk from before it, since a stream that goes on sounds otherwise there.
     """
 
     frames: Tensor
@@ -152,7 +158,7 @@ class Streams:
 
     Args:
         pipe: an `AVPipeline`.
-        num_timesteps, cfg_scale, guidance: of all streams; they may be set anew between two frames.
+        num_timesteps, cfg_scale, guidance: of all streams.
         t: flow time at which given frames are shown; None for the schedule's own.
         picture, sound: whether frames and wave are decoded; a given modality needs neither.
         resumable: keep the whole window in order, so that a stream can go on after its end; otherwise what lies behind
@@ -229,7 +235,7 @@ class Streams:
         """A stream's state now."""
         i, row = list(self.rows).index(name), self.rows[name]
         window = self.window[i : i + 1]
-        past = row.past if row.past and int(window.first) < row.past.first + len(row.past.v) else None
+        past = row.past and row.past.since(int(window.first))
         return StreamState(window, self.n, row.v, row.a, row.sound, row.voice.state(), past)
 
     @torch.no_grad()

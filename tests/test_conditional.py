@@ -469,10 +469,16 @@ def test_wrong_arguments_are_refused(capsys, more, said):
     assert said in complaint(capsys, "a2v", "--model-ckpt", "nothing", *more)
 
 
-def test_failure_leaves_no_film_behind(checkpoint, films, tmp_path, capsys, monkeypatch):
+def test_failure_leaves_whole_films_only(checkpoint, films, tmp_path, capsys, monkeypatch):
+    write = Writer.write
+
     def full(self, frames, wave):
-        raise OSError(28, "No space left on device", str(self.path))
+        if self.frames == 4:
+            raise OSError(28, "No space left on device", str(self.path))
+        write(self, frames, wave)
 
     monkeypatch.setattr(Writer, "write", full)
     line = complaint(capsys, "a2v", "--model-ckpt", checkpoint, "--results-dir", tmp_path, "--data-path", films)
-    assert "No space left on device" in line and not list(tmp_path.iterdir())
+    assert "No space left on device" in line  # after the film of three frames, in the middle of the others
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sample_00001.mp4", "sample_00001.wav"]
+    assert probe(tmp_path / "sample_00001.mp4").frames(10) == 3
