@@ -183,10 +183,10 @@ def sample_conditionally(args: argparse.Namespace, given: str) -> None:
     seconds = time.perf_counter() - began
     records = [_record(job, made[job.sample], pipe.spec) for job in jobs]
     write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    _sheet(folder, records[:SHEET_CLIPS], pipe.spec)
     write_run(folder, args, spec=asdict(pipe.spec), seconds=seconds, skipped=problems)
-    film = total / pipe.spec.fps
-    print(f"{folder}: {len(jobs)} films, {film:.1f} s in {seconds:.1f} s, {film / seconds:.2f} x real time"
+    _sheet(folder, records[:SHEET_CLIPS], pipe.spec)
+    length = total / pipe.spec.fps
+    print(f"{folder}: {len(jobs)} films, {length:.1f} s in {seconds:.1f} s, {length / seconds:.2f} x real time"
           + (f"; skipped {len(problems)} inputs ({problems[0]})" if problems else ""))  # fmt: skip
 
 
