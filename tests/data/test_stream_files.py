@@ -270,6 +270,7 @@ def test_a_full_pipe_is_one_error(tmp_path):
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_an_endless_film_in_one_sentence_and_it_plays(tmp_path):
     wavs = {"a.mp4": 0, "b.mkv": 0, "c.mp4": 1}  # a wav grows faster, and is full first
     started = {
@@ -282,6 +283,7 @@ def test_a_full_disk_ends_an_endless_film_in_one_sentence_and_it_plays(tmp_path)
         check(path, int(handed) + 1)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_of_a_finished_film_and_the_old_one_as_it_was(tmp_path):
     (tmp_path / "a.mp4").write_text("old")
     told = start(tmp_path / "a.mp4", "finished", count=100, pause=0, most_bytes=50_000).communicate(timeout=300)[1]
@@ -531,6 +533,7 @@ for frames, seconds in [(100, 20), (1000, 300)]:
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, str(tmp_path)],
