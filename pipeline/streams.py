@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from diffusion.guidance import Guidance
@@ -99,9 +99,9 @@ class StreamState:
             ValueError: it is not a complete state file.
         """
         try:
-            with safe_open(path, "pt") as file:
-                facts = json.loads(file.metadata()["facts"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            data = Path(path).read_bytes()  # once: safe_open reads twice, and the file may be replaced in between
+            tensors = load(data)
+            facts = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["facts"])
             window = Window(**{"y": None, **_part(tensors, "window")})
             past = _part(tensors, "past")
             past = Past(**past, first=facts["past_first"]) if past else None

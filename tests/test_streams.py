@@ -1,8 +1,9 @@
 """Streams: rows of any age as if alone; stopped, resumed, forked, retimed, relabelled; real clips that go on."""
 
 import json
+import threading
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import cycle, islice, pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -188,6 +189,32 @@ def test_stream_resumed_from_its_file_goes_on_bit_for_bit(any_pipe, steps, tmp_p
     state, facts = StreamState.load(tmp_path / "state")
     assert facts["name"] == "a stream" and state.frame == sum(len(c.v) for c in before.get("", []))
     assert_identical(film(any_pipe.stream(state=state, frames=14)), since(whole, state.frame))
+
+
+def test_state_is_read_whole_while_it_is_being_replaced(any_pipe, tmp_path):
+    streams = Streams(any_pipe)
+    streams.join("", any_pipe.new_stream(seed=4))
+    states, path = [], tmp_path / "state"
+    for _ in range(2):  # of one frame or of two that wait for their sound: the files differ in length
+        stepped(streams, 2 * T)
+        states.append(streams.state(""))
+        states[-1].save(path)
+    done = threading.Event()
+
+    def replacing():
+        for state in cycle(states):
+            if done.is_set():
+                return
+            state.save(path)
+
+    writer = threading.Thread(target=replacing)
+    writer.start()
+    try:
+        read = {StreamState.load(path)[0].frame for _ in range(300)}
+    finally:
+        done.set()
+        writer.join()
+    assert read <= {state.frame for state in states}
 
 
 def test_state_of_every_chunk_is_the_one_right_after_it(any_pipe, tmp_path):
