@@ -115,6 +115,17 @@ def test_sigterm_ends_the_file_saves_the_state_and_says_how_to_go_on(checkpoint,
     assert probe(film).frames(10) == state.frame == len(sound(film.with_suffix(".wav"))) // 1600
 
 
+def test_a_stop_before_the_first_frame_leaves_a_state_and_no_film(checkpoint, whole, tmp_path, monkeypatch):
+    init = cli.Stop.__init__
+    monkeypatch.setattr(cli.Stop, "__init__", lambda stop: (init(stop), setattr(stop, "asked", True))[0])
+    run(checkpoint, tmp_path, "--classes", "red")
+    assert {path.name for path in tmp_path.iterdir()} == {STATE, "run.json"}
+    monkeypatch.undo()
+    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 24, "--save-latents")
+    film = load_file(tmp_path / "long_00000_from_000000.latents.safetensors")["v"]
+    assert torch.equal(film, load_file(whole / "long_00000.latents.safetensors")["v"])
+
+
 def test_a_fork_is_the_film_itself_until_new_noise_enters(checkpoint, whole, tmp_path):
     stopped = run(checkpoint, tmp_path / "first", "--frames", 8, "--classes", "red")
     state = stopped / STATE

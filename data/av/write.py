@@ -33,7 +33,11 @@ class Preset:
 
 
 PRESETS = {
-    "finished": Preset({"crf": "18"}, options={"mp4": {}}, grows=False),  # unreadable until closed
+    "finished": Preset(  # unreadable until closed
+        {"crf": "18", "mbtree": "0"},  # with it x264 writes other bytes about once in 500 times, on one thread too
+        options={"mp4": {}},
+        grows=False,
+    ),
     "endless": Preset(
         {"crf": "18", "tune": "zerolatency"},
         options={
@@ -206,7 +210,12 @@ class Writer:
         self.samples += len(wave)
 
     def close(self) -> None:
-        """Finish the files and give them their names; what cannot be finished is left as `discard` leaves it."""
+        """Finish the files and give them their names; what cannot be finished is left as `discard` leaves it.
+
+        An endless film that was stopped before its first frame is no error: no file is left.
+        """
+        if self._preset.grows and not (self.frames and self.samples):
+            return self.discard()
         try:
             self._finish()
         except BaseException:
