@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(PY) demo.py
 
 test: $(VENV)/.installed
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist loadfile  # a file is a worker's: its tests share what is slow to make
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
