@@ -42,6 +42,7 @@ def known_frames(
     t: float | None = None,
     pad: str = "joint",
     noise: Callable = frame_noise,
+    seed_of: Callable[[int, int], int | None] | None = None,
 ) -> Callable:
     """What is known of one modality as a window moves: window -> `Known` frames of that window.
 
@@ -54,6 +55,7 @@ def known_frames(
         pad: what stands in for a frame that is not known: "joint" generates it, "noise" takes Gaussian noise for data
             as the released code does past the end of its conditioning.
         noise: as `diffusion.noise.frame_noise`.
+        seed_of: seed_of(row, frame) -> seed of that frame's noise where it is not the window's.
     """
     if pad not in ("joint", "noise"):
         raise ValueError(f"pad {pad!r} is unknown; choose joint or noise")
@@ -67,9 +69,14 @@ def known_frames(
             return noise(seed, sample, frame, invented, shape), True
         return torch.zeros(shape), False
 
+    def drawn_with(row: int, frame: int, seed: int) -> int:
+        own = seed_of(row, frame) if seed_of else None
+        return seed if own is None else own
+
     def of(window) -> Known:
         streams = zip(window.seed.tolist(), window.sample.tolist(), window.frames.tolist())
-        places = [(row, seed, sample, frame) for row, (seed, sample, frames) in enumerate(streams) for frame in frames]
+        places = [(row, drawn_with(row, frame, seed), sample, frame)
+                  for row, (seed, sample, frames) in enumerate(streams) for frame in frames]  # fmt: skip
         data, mask = zip(*(clean(*place) for place in places))
         eps = [noise(seed, sample, frame, modality, shape) for _, seed, sample, frame in places]
         grid, (device, dtype) = tuple(window.frames.shape), (window.v.device, window.v.dtype)

@@ -184,7 +184,7 @@ class AVPipeline:
         window = self.windows([sample], y, seed)
         first = before + len(frames) - past
         window = replace(window, first=window.first + first, step=window.step + (past - 1) * rolling)
-        return replace(self._state(window, 1), past=Past(mean[0, -past:], a[0, -past:], first))
+        return replace(self._state(window, 1), past=Past(mean[0, -past:], a[0, -past:], first, seed))
 
     def _state(self, window: Window, num_timesteps: int) -> StreamState:
         v, a = window.v[0, :0], window.a[0, :0]

@@ -22,20 +22,26 @@ Fetch = Callable[[int], Tensor | None]  # frame of the stream -> its clean laten
 
 @dataclass(frozen=True)
 class Past:
-    """Real frames that the window still holds when a clip is extended: v (P,C,h,w), a (P,S,M), from `first` on."""
+    """Real frames that the window still holds when a clip is extended: v (P,C,h,w), a (P,S,M), from `first` on.
+
+    seed: of their noise, which a fork leaves as it is.
+    """
 
     v: Tensor
     a: Tensor
     first: int
+    seed: int
 
     def since(self, frame: int) -> "Past | None":
         """What is left of it in a window that begins at a frame."""
         gone = max(0, frame - self.first)
-        return Past(self.v[gone:], self.a[gone:], self.first + gone) if gone < len(self.v) else None
+        return Past(self.v[gone:], self.a[gone:], self.first + gone, self.seed) if gone < len(self.v) else None
 
-    def fetch(self, modality: Modality) -> Fetch:
-        frames = self.v if modality is Modality.VIDEO else self.a
-        return lambda frame: frames[frame - self.first] if 0 <= frame - self.first < len(frames) else None
+    def __contains__(self, frame: int) -> bool:
+        return 0 <= frame - self.first < len(self.v)
+
+    def fetch(self, modality: Modality, frame: int) -> Tensor | None:
+        return (self.v if modality is Modality.VIDEO else self.a)[frame - self.first] if frame in self else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class StreamState:
         facts["num_timesteps"] = self.num_timesteps
         if self.past:
             tensors |= {"past.v": self.past.v, "past.a": self.past.a}
-            facts["past_first"] = self.past.first
+            facts |= {"past_first": self.past.first, "past_seed": self.past.seed}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         save_file({k: x.cpu().contiguous() for k, x in tensors.items()}, part, {"facts": json.dumps(facts)})
         part.replace(path)
@@ -104,7 +110,7 @@ class StreamState:
             facts = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["facts"])
             window = Window(**{"y": None, **_part(tensors, "window")})
             past = _part(tensors, "past")
-            past = Past(**past, first=facts["past_first"]) if past else None
+            past = Past(**past, first=facts["past_first"], seed=facts["past_seed"]) if past else None
             made = (tensors[key] for key in ("v", "a", "sound"))
             return cls(window, facts["num_timesteps"], *made, _part(tensors, "voice"), past), facts
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -148,8 +154,8 @@ class _Row:
 
     def fetch(self, modality: Modality, frame: int) -> Tensor | None:
         """Clean latents of a frame that is known."""
-        if self.past and (found := self.past.fetch(modality)(frame)) is not None:
-            return found
+        if self.past and frame in self.past:
+            return self.past.fetch(modality, frame)
         return self.given[modality](frame) if modality in self.given else None
 
 
@@ -221,6 +227,22 @@ class Streams:
         self.window = window if self.window is None else _joined(self.window, window)
         self.rows[name] = row
         self._known = self._known_frames()
+
+    def give(self, name: str, given: dict[Modality, Fetch]) -> None:
+        """Change what is given to a running stream, as `join` takes it; {} generates both modalities from here on."""
+        self.rows[name].given = given
+        self._known = self._known_frames()
+
+    def retime(self, n: int) -> None:
+        """Change the steps per frame of all streams while they run.
+
+        Raises:
+            ValueError: one of them is between two frames.
+        """
+        step, rest = self.window.step * n // self.n, self.window.step * n % self.n
+        if rest.any():
+            raise ValueError(f"num_timesteps cannot change from {self.n} to {n} in mid-frame; change it between frames")
+        self.window, self.n = replace(self.window, step=step), n
 
     def leave(self, name: str) -> StreamState:
         """Take a stream out; the state goes on elsewhere or later."""
@@ -296,12 +318,17 @@ class Streams:
 
     def _known_frames(self) -> Callable | None:
         """What is given to the present rows, as the sampler asks for it."""
-        rows = list(self.rows.values())
-        pair = []
+        rows, pair = list(self.rows.values()), []
+
+        def seed_of(row: int, frame: int) -> int | None:
+            past = rows[row].past
+            return past.seed if past and frame in past else None
+
         for modality, shape in zip((Modality.VIDEO, Modality.AUDIO), self.pipe.model.frame_shapes):
             some = any(row.past or modality in row.given for row in rows)
             fetch = lambda row, frame, m=modality: rows[row].fetch(m, frame)  # noqa: E731
-            pair.append(known_frames(fetch, modality, shape, self.t) if some else lambda window: None)
+            some_known = known_frames(fetch, modality, shape, self.t, seed_of=seed_of)
+            pair.append(some_known if some else lambda window: None)
         video, audio = pair
         return lambda window: (video(window), audio(window))
 

@@ -341,6 +341,41 @@ def test_sound_that_was_off_for_a_while_comes_back_in_step(any_pipe):
     assert film(chunks).v.equal(film(any_pipe.stream(y=0, frames=16)).v)
 
 
+@pytest.mark.parametrize("n", [1, 4])
+def test_steps_per_frame_change_while_streams_run(exact, n):
+    running, stopped = Streams(exact), Streams(exact)
+    for streams in (running, stopped):
+        streams.join("", exact.new_stream(y=0, seed=4))
+        stepped(streams, 2 * T + 4)
+    running.retime(n)
+    resumed = Streams(exact, num_timesteps=n)
+    resumed.join("", stopped.leave(""))
+    assert_identical(film(stepped(running, 8 * n)[""]), film(stepped(resumed, 8 * n)[""]))
+
+
+def test_steps_per_frame_do_not_change_in_mid_frame(pipe):
+    streams = Streams(pipe)
+    streams.join("", pipe.new_stream())
+    stepped(streams, 2 * T + 3)
+    with pytest.raises(ValueError, match="cannot change from 2 to 1 in mid-frame"):
+        streams.retime(1)
+
+
+def test_a_running_stream_is_given_a_sound_and_loses_it_again(exact):
+    """From then on the sound of the window's frames is the given one; before, and once it is gone, it is generated."""
+    streams, given = Streams(exact), torch.randn(40, *exact.model.frame_shapes[1])
+    streams.join("", exact.new_stream(y=0))
+    chunks = stepped(streams, 2 * T + 4).get("", [])
+    at = int(streams.window.first)
+    streams.give("", {Modality.AUDIO: lambda frame: given[frame]})
+    chunks += stepped(streams, 12)[""]
+    streams.give("", {})
+    chunks += stepped(streams, 2 * T + 8)[""]
+    a = film(chunks).a
+    fixed = [bool((a[k].float() - given[k]).abs().max() < 1e-6) for k in range(len(a))]
+    assert fixed == [at <= k < at + 6 for k in range(len(a))]
+
+
 # ------------------------------------------------------------------------------------------------------------- chunks
 
 
@@ -447,6 +482,18 @@ def test_extended_clip_resumed_while_its_past_is_in_the_window_goes_on_bit_for_b
         assert_identical(resumed, since(whole, resumed.first))
         stepped(streams, 3)
     assert with_past[0] and not with_past[-1] and sorted(with_past, reverse=True) == with_past
+
+
+def test_fork_leaves_the_noise_of_its_real_frames_as_it_is(pipe):
+    """So what is in the window already comes out as without the fork, and differs from the first new frame on."""
+    streams = Streams(pipe)
+    streams.join("", pipe.extending(*clip(pipe, T + 3), y=1))
+    stepped(streams, 2)  # one frame has entered, three real ones are left
+    state = streams.state("")
+    inside = int(state.window.first) + T - state.frame
+    whole, fork = (film(pipe.stream(state=s, frames=T + 9)) for s in (state, state.forked(7)))
+    assert state.past and fork.v[:inside].equal(whole.v[:inside]) and fork.a[:inside].equal(whole.a[:inside])
+    assert not (fork.v[inside] == whole.v[inside]).any()
 
 
 def test_clip_given_from_its_middle_keeps_its_place_in_the_stream(pipe):
