@@ -97,8 +97,7 @@ def shuffled_f1(
         ValueError: there are too few clips to rotate that far.
     """
     n = len(events_v)
-    if n <= max(rotations):
-        raise ValueError(f"{n} clips cannot be rotated by {max(rotations)}; give at least {max(rotations) + 1} clips")
+    check_rotations(n, rotations)
     return float(
         np.mean(
             [
@@ -107,6 +106,12 @@ def shuffled_f1(
             ]
         )
     )
+
+
+def check_rotations(n: int, rotations: Sequence[int]) -> None:
+    """Raise a ValueError unless rotating n clips by any of these places gives each picture the sound of another."""
+    if n <= max(rotations):
+        raise ValueError(f"{n} clips cannot be rotated by {max(rotations)}; give at least {max(rotations) + 1} clips")
 
 
 def _f1(totals: NDArray) -> NDArray:
