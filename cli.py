@@ -10,15 +10,19 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from accelerate.state import PartialState
 
 SMALL = 10_000_000  # parameters
 PACKAGES = ("torch", "torchaudio", "diffusers", "accelerate", "av", "numpy")  # whose versions change results
 SHEET_CLIPS = 8  # clips on a contact sheet
+PATIENCE = timedelta(days=7)  # of a process that has done its share; the launcher ends all of them when one fails
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,6 +89,17 @@ def load_pipeline(args: argparse.Namespace):
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, args.audio_scale, args.codec_source, args.vocoder)
     share_cores(pipe.model)
     return pipe
+
+
+def join_processes(args) -> "PartialState":
+    """The processes that `accelerate launch` or torchrun started, or this one alone; each takes its own GPU."""
+    import torch
+    from accelerate.state import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    if args.device is None and parse_flag_from_env("ACCELERATE_USE_CPU"):
+        args.device = "cpu"
+    return PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def share_cores(model) -> None:

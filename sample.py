@@ -9,19 +9,15 @@ import json
 import os
 import time
 from dataclasses import asdict, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
-    from accelerate.state import PartialState
-
     from pipeline import AVPipeline, AVSpec, Clips
 
 SHEET_CLIPS = 8  # clips on the contact sheet
-PATIENCE = timedelta(days=7)  # of a process that has done its share; the launcher ends all of them when one fails
 
 
 def parse(argv=None):
@@ -43,7 +39,7 @@ def main(argv=None):
     folder = cli.output_folder(args.results_dir)
     from tqdm import tqdm
 
-    processes = join_processes(args)
+    processes = cli.join_processes(args)
     pipe = cli.load_pipeline(args)
     y = cli.labels(args.classes, pipe.spec.class_names, args.num_videos)
     todo = missing_batches(args)
@@ -58,17 +54,6 @@ def main(argv=None):
         seconds = time.perf_counter() - began
         report(folder, args, pipe.spec, y, sum(map(len, todo)), seconds, processes.num_processes)
     processes.destroy_process_group()
-
-
-def join_processes(args) -> PartialState:
-    """The processes that `accelerate launch` or torchrun started, or this one alone; each takes its own GPU."""
-    import torch
-    from accelerate.state import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    if args.device is None and parse_flag_from_env("ACCELERATE_USE_CPU"):
-        args.device = "cpu"
-    return PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 def missing_batches(args) -> list[range]:

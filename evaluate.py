@@ -1,0 +1,276 @@
+"""Compare two folders of videos: the paper's FVD, KVD and FAD, synchrony, long videos, memorisation.
+
+`accelerate launch evaluate.py` divides the clips among processes. What was computed is kept and not computed again.
+Other uses: --sweep (quality against time), --user-study and --tally (people choose).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cli
+
+if TYPE_CHECKING:  # torch loads after the arguments are known to be good
+    from evaluation.measures import Measure, Result, Setting
+    from evaluation.videos import Folder
+
+METRICS = ("fvd", "kvd", "fad", "sync", "long", "memorisation")
+PAPER = 2048  # clips a side
+PACKAGES = (*cli.PACKAGES, "torchvision", "scipy", "librosa", "opencv-python-headless", "lpips")
+HERE = Path(__file__).parent
+
+
+def parse(argv=None):
+    p = cli.Parser(__doc__)
+    p.add_argument("--fake", type=Path, help="folder with generated videos")
+    p.add_argument("--real", type=Path, help="folder with real videos, or a data set of which --split is taken")
+    p.add_argument("--train", type=Path, help="data set trained on, for memorisation")
+    p.add_argument("--split", default="test", help="of a data set given as --real")
+    p.add_argument(
+        "--metrics", nargs="+", choices=METRICS, default=["fvd", "kvd", "fad", "sync"], help="what to measure"
+    )
+    p.add_argument("--num", type=cli.positive, default=PAPER, help="clips of 16 frames on either side")
+    p.add_argument("--allow-fewer", action="store_true", help="go on when a folder has fewer")
+    p.add_argument(
+        "--features",
+        choices=["pretrained", "random"],
+        default="pretrained",
+        help="random: networks filled by a stated rule, without weights; figures compare with nothing",
+    )
+    p.add_argument("--i3d-weights", type=Path, default=Path("weights/i3d_pretrained_400.pt"), help="for FVD and KVD")
+    p.add_argument("--audioclip-weights", type=Path, default=Path("weights/AudioCLIP-Full-Training.pt"), help="for FAD")
+    p.add_argument(
+        "--antialias", action="store_true", help="when frames shrink to 64 px; published figures are without"
+    )
+    p.add_argument("--batch-size", type=cli.positive, default=8, help="clips in a network at once")
+    p.add_argument("--results-dir", type=Path, default=Path("results/evaluation"), help="where metrics.json and "
+                   "report.html go")  # fmt: skip
+    p.add_argument("--cache", type=Path, default=Path.home() / ".cache/rflav/features", help="where features are kept")
+    p.add_argument("--device", help="cpu, cuda; the best there is if not given")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of the subsets that intervals are made of")
+    more = p.add_argument_group("other uses")
+    more.add_argument("--sweep", nargs="+", metavar=("OPTION", "VALUE"), help="sample with each value of an option of "
+                      "sample.py, as num_timesteps 1 2 5 10 20, and measure each")  # fmt: skip
+    more.add_argument("--model-ckpt", help="checkpoint to sweep")
+    more.add_argument("--user-study", nargs=2, type=Path, metavar=("A", "B"), help="write a page on which people "
+                      "choose between the videos of two folders")  # fmt: skip
+    more.add_argument("--pairs", type=cli.positive, default=20, help="of the user study")
+    more.add_argument("--tally", nargs="+", type=Path, metavar=("KEY", "FORM"), help="count the forms that came back")
+    args = p.parse_args(argv)
+    if not (args.user_study or args.tally):
+        check(p, args)
+    return args
+
+
+def check(p: cli.Parser, args) -> None:
+    """What --help cannot say of the arguments."""
+    if args.sweep and (len(args.sweep) < 2 or not args.model_ckpt):
+        p.error("--sweep takes an option of sample.py and its values, and --model-ckpt; give e.g. num_timesteps 1 2 5")
+    if not args.sweep and not args.fake:
+        p.error("--fake is missing; give the folder with generated videos")
+    if not args.real:
+        p.error("--real is missing; give a folder with real videos")
+    for path in filter(None, (args.fake, args.real, args.train)):
+        if not path.is_dir():
+            p.error(f"{path} is no folder; give one with videos")
+    if "memorisation" in args.metrics and not args.train:
+        p.error("memorisation compares with the videos trained on; give --train")
+
+
+def main(argv=None):
+    args = parse(argv)
+    if args.tally:
+        return count_votes(args)
+    if args.user_study:
+        from evaluation.study import write_study
+
+        pairs = write_study(*args.user_study, args.results_dir, args.pairs, args.seed)
+        return print(f"{args.results_dir}: {pairs} pairs; hand out the folder, keep {args.results_dir}.key.json")
+    cli.output_folder(args.results_dir)
+    cli.output_folder(args.cache)
+    return sweep(args) if args.sweep else evaluate(args)
+
+
+def evaluate(args) -> None:
+    """Measure the generated videos and write all there is to say."""
+    processes = cli.join_processes(args)
+    setting, chosen = prepare(args, processes, args.fake)
+    result, seconds = measure(setting, chosen)
+    if processes.is_main_process:
+        write(args, setting, result, seconds)
+    processes.destroy_process_group()
+
+
+def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
+    """Look at folders and weights: all that can be wrong is said before long work.
+
+    Raises:
+        ValueError, OSError: a folder has too few clips, or weights are missing.
+    """
+    import torch
+    from tqdm import tqdm
+
+    from evaluation.features import Motion
+    from evaluation.measures import Setting, measures
+    from evaluation.videos import find_videos
+
+    bar = partial(tqdm, disable=not processes.is_main_process, unit="clip")
+    chosen = {name: measure for name, measure in measures().items() if name in args.metrics}
+    device = str(processes.device) if args.device is None else args.device
+    torch.empty(1, device=device)
+    files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights}
+    extractors = {}
+    for kind in {network: None for measure in chosen.values() for network in measure.networks}:
+        how = {"antialias": args.antialias} if kind is Motion else {}
+        try:
+            extractors[kind] = kind(files[kind.name] if args.features == "pretrained" else None, device, **how)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, or give --features random to try the rest without") from None
+    sound = any(measure.sound for measure in chosen.values())
+    folders = [find_videos(path, split, sound, partial(bar, desc="looking")) if path else None
+               for path, split in ((fake, args.split), (args.real, args.split), (args.train, "train"))]  # fmt: skip
+    for folder in folders[:2]:
+        enough(folder, args)
+    how = (args.cache, processes, args.batch_size, args.seed, bar)
+    return Setting(*folders, args.num, extractors, *how), chosen
+
+
+def enough(folder: Folder, args) -> None:
+    """Refuse a folder with fewer clips than asked for, unless they are allowed."""
+    from evaluation.videos import FPS, FRAMES, told
+
+    found = len(folder.clips(args.num))
+    if found < args.num and not args.allow_fewer:
+        why = f" ({len(folder.problems)} files cannot be used: {told(folder.problems)})" if folder.problems else ""
+        raise ValueError(
+            f"{folder.path} has {found} clips of {FRAMES} frames at {FPS} fps, not {args.num}{why}; "
+            f"give --num {found}, or --allow-fewer"
+        )
+
+
+def measure(setting: Setting, chosen: dict[str, Measure]) -> tuple[Result, dict[str, float]]:
+    """All measures in one result, and the seconds that each took."""
+    from evaluation.measures import Result
+
+    whole, seconds = Result([]), {}
+    for name, one in chosen.items():
+        began = time.perf_counter()
+        result = one.run(setting)
+        whole.figures += result.figures
+        whole.plots |= result.plots
+        whole.data |= result.data
+        seconds[name] = time.perf_counter() - began
+    return whole, seconds
+
+
+def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
+    """What metrics.json says."""
+    networks = {
+        name: {**found.facts, "computed": found.computed, "cached": found.cached,
+               "seconds_per_clip": found.seconds_per_clip, "seconds_of_2048_here": found.seconds_per_clip
+               and found.seconds_per_clip * PAPER, "seconds_of_2048_on_a_gpu": None}
+        for name, found in setting.extracted.items()
+    }  # fmt: skip
+    return {
+        "figures": [asdict(figure) for figure in result.figures],
+        "data": result.data,
+        "folders": {name: folder.facts() for name in ("fake", "real", "train") if (folder := getattr(setting, name))},
+        "features": networks,
+        "seconds": seconds,
+        "processes": setting.processes.num_processes,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "machine": cli.machine(),
+    }
+
+
+def write(args, setting: Setting, result: Result, seconds: dict[str, float]) -> None:
+    """metrics.json, plots, report.html, run.json, and the table on the terminal."""
+    from evaluation.report import page, save_plots, table
+
+    found = record(setting, result, seconds)
+    cli.write_json(args.results_dir / "metrics.json", found)
+    save_plots(result.plots, args.results_dir)
+    networks = (f"{name}: weights {facts['weights_sha256']}" for name, facts in found["features"].items())
+    facts = {
+        **{name: _said(folder) for name, folder in found["folders"].items()},
+        "networks": ", ".join(networks),
+        "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
+        "seconds": ", ".join(f"{name} {s:.0f}" for name, s in seconds.items()),
+        "machine": found["machine"],
+    }
+    cli.write_text(args.results_dir / "report.html", page(result, facts))
+    cli.write_run(args.results_dir, args, seconds=sum(seconds.values()))
+    print(table(result.figures))
+    print(f"{args.results_dir}: metrics.json, report.html")
+
+
+def _said(folder: dict) -> str:
+    rates, sizes = ", ".join(f"{rate:g}" for rate in folder["fps"]), ", ".join(folder["sizes"])
+    problems = f"; {len(folder['problems'])} files skipped" if folder["problems"] else ""
+    return f"{folder['path']}: {folder['videos']} videos, {sizes} px, {rates} fps{problems}"
+
+
+def sweep(args) -> None:
+    """Sample with each value, measure each, and plot quality against seconds."""
+    from evaluation.plots import against_seconds
+
+    (option, *values), points = args.sweep, {}
+    option = option.lstrip("-").replace("_", "-")
+    processes, rows = cli.join_processes(args), []
+    for value in values:
+        films = args.results_dir / f"{option}_{value}"
+        if processes.is_main_process:
+            sampled(args, films, option, value)
+        processes.wait_for_everyone()
+        setting, chosen = prepare(args, processes, films)
+        result, _ = measure(setting, chosen)
+        made = json.loads((films / "run.json").read_text())
+        each = made["seconds"] / made["made"]
+        rows.append({option: value, "seconds_per_clip": each, "figures": [asdict(figure) for figure in result.figures]})
+        for figure in result.figures:
+            points.setdefault(figure.name, []).append((each, figure.value, value))
+    if processes.is_main_process:
+        cli.write_json(args.results_dir / "sweep.json", {"option": option, "rows": rows, "machine": cli.machine()})
+        against_seconds(points).savefig(args.results_dir / "sweep.png")
+        for row in rows:
+            values = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"])
+            print(f"{option} {row[option]}: {row['seconds_per_clip']:.3f} s a clip, {values}")
+    processes.destroy_process_group()
+
+
+def sampled(args, films: Path, option: str, value: str) -> None:
+    """Run sample.py as a user would, unless an earlier sweep did.
+
+    Raises:
+        ValueError: it failed; its last line says why.
+    """
+    if (films / "run.json").exists():
+        return
+    command = [sys.executable, HERE / "sample.py", "--model-ckpt", args.model_ckpt, "--num-videos", args.num,
+               f"--{option}", value, "--results-dir", films, "--seed", args.seed]  # fmt: skip
+    command += ["--device", args.device] if args.device else []
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"sample.py failed with --{option} {value}: {done.stderr.strip().splitlines()[-1]}")
+
+
+def count_votes(args) -> None:
+    """Tally forms and write tally.json beside the key."""
+    from evaluation.study import table, tally
+
+    key, *forms = args.tally
+    result = tally(key, forms)
+    cli.write_json(key.with_suffix(".tally.json"), result)
+    print(table(result))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Evaluation: folders of videos in, figures with their protocol out."""

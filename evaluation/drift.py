@@ -1,0 +1,160 @@
+"""Long videos: drift of sliding windows, the step from pre-rolling to rolling, loops (paper, Sec. 4.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.av import iter_frames
+from data.frames import fit, to_uint8
+from evaluation import plots
+from evaluation.features import Motion, Sound, shared
+from evaluation.measures import FAD_SCALE, LEVEL, Figure, Result, Setting
+from evaluation.videos import FPS, FRAMES, Clip, Video
+from metrics.distances import frechet, kernel_distance
+from metrics.intervals import bootstrap, bootstrap_curve
+from metrics.long import (
+    FrameDistances,
+    diagonals,
+    drift,
+    find_loop,
+    jump,
+    jump_windows,
+    low_pass,
+    lpips_signature,
+    summarise,
+    trend,
+    window_starts,
+)
+
+MOST, STRIDE = 240, 8  # frames of a video that are looked at, and from window to window
+FEWEST = 64  # frames of a long video
+PREROLLED = 10  # frames that pre-rolling makes: the paper's window
+SIDE = 64  # px, to which frames are brought for LPIPS
+SHOWN = 6  # videos whose distances are plotted
+ALEXNET = "alexnet-owt-7be5be79.pth"  # weights of LPIPS, where torchvision keeps them
+
+
+def long(setting: Setting) -> Result:
+    """Drift of picture and sound, the jump, and loops, of videos of at least FEWEST frames."""
+    videos = [video for video in setting.fake.videos if video.frames >= FEWEST][: setting.num]
+    if len(videos) < 2:
+        raise ValueError(f"{setting.fake.path} has {len(videos)} videos of {FEWEST} frames or more at {FPS} fps, and "
+                         "long needs 2; make some with sample.py --video-length 240")  # fmt: skip
+    frames = min(MOST, *(video.frames for video in videos))
+    starts = window_starts(frames, FRAMES, STRIDE)
+    parts = [_drift(setting, videos, starts, kind, name) for kind, name in ((Motion, "picture"), (Sound, "sound"))]
+    parts += [_motion(setting, videos, frames)]
+    return Result(*(_merged(getattr(part, field) for part in parts) for field in ("figures", "plots", "data")))
+
+
+def _merged(parts):
+    first, *rest = parts
+    for part in rest:
+        first = first + part if isinstance(first, list) else first | part
+    return first
+
+
+def _drift(setting: Setting, videos: list[Video], starts: list[int], kind, name: str) -> Result:
+    """Distance of each window to real clips and to the first window."""
+    clips = [Clip(video, start) for video in videos for start in starts]
+    features = setting.features("fake windows", clips, kind).features.unflatten(0, (len(videos), len(starts)))
+    reference = setting.features("real", setting.real.clips(setting.num), kind).features
+    label, scale = ("FVD", 1.0) if kind is Motion else ("FAD sound", FAD_SCALE)
+
+    def distance(a, b):
+        return scale * frechet(a, b).distance
+
+    moved = drift(features, distance, reference)
+    low, high = bootstrap_curve(moved.moved)
+    slope, times = trend(moved.moved), [start / FPS for start in starts]
+    data = {"seconds": times, f"{label} to real": moved.to_reference.tolist(), "moved": moved.moved_mean.tolist(),
+            f"{label} to the first window": moved.to_first.tolist(), "moved_low": low.tolist(),
+            "moved_high": high.tolist()}  # fmt: skip
+    if kind is Motion:
+        data["KVD to real"] = [kernel_distance(features[:, w], reference) for w in range(len(starts))]
+    what = f"{setting.extractors[kind].protocol}; windows of {FRAMES} frames every {STRIDE}"
+    counts, note = {"fake": len(videos), "real": len(reference)}, setting.note(kind)
+    figures = [
+        Figure(f"{label} of the last window", float(moved.to_reference[-1]), f"{what}; against real clips; biased by "
+               f"n = {len(videos)}, so compare it with the first window only", **counts,
+               reference=float(moved.to_reference[0]), reference_is="first window", note=note),
+        Figure(f"{name} drift", slope.slope, f"{what}; slope per window of the features' distance from the first "
+               "window, past those that overlap with it", **counts, **_normal(slope.slope, slope.standard_error),
+               reference=0.0, reference_is="no drift", note=", ".join(filter(None, (f"z {slope.z:.1f}", note)))),
+    ]  # fmt: skip
+    curves = {"distance from the first window": (times, data["moved"], low, high)}
+    return Result(figures, {f"drift_{name}": plots.curves(curves, f"drift of the {name}", "seconds", "features"),
+                            f"distance_{name}": plots.curves({f"{label} to real clips": (times, moved.to_reference)},
+                                                             f"{label} by window", "seconds", label)},
+                  {f"drift_{name}": data})  # fmt: skip
+
+
+def _motion(setting: Setting, videos: list[Video], frames: int) -> Result:
+    """The jump at the end of pre-rolling and the loops, from distances between frames."""
+    sign, named = signature()
+    seen = _distances(setting, videos, frames, sign, named)
+    values = np.stack([video["change"] for video in seen])  # (videos, frames - 1)
+    step = jump(values, *jump_windows(range(frames - 1), 2, PREROLLED))
+    loops = [find_loop(video["r"]) for video in seen]
+    found = summarise(loops)
+    counts, what = {"fake": len(videos)}, f"the first {frames} frames at {FPS} fps; {named}"
+    replay, amplitude = ([getattr(loop, name) for loop in loops] for name in ("replay", "amplitude"))
+    figures = [
+        Figure("jump after pre-rolling", step.difference, f"{what}; change from frame to frame, of the {PREROLLED} "
+               "pre-rolled frames and of as many after them", **counts, reference=0.0, reference_is="no jump",
+               **_normal(step.difference, step.standard_error),
+               note=f"before {step.before:.3g}, after {step.after:.3g}, z {step.z:.1f}"),
+        Figure("loops", found["loops"] / found["total"], f"{what}; videos whose r(k) repeats, of all", **counts,
+               note=f"{found['loops']}/{found['total']}, periods {found['periods'] or 'none'}"),
+        Figure("replay ratio", float(np.mean(replay)), f"{what}; min r(k) past its rise over r(1)", **counts,
+               **_ends(replay), reference=1.0, reference_is="frames come again; larger: they do not"),
+        Figure("loop amplitude", float(np.mean(amplitude)), f"{what}; half the range of r less its drift", **counts,
+               **_ends(amplitude)),
+    ]  # fmt: skip
+    curves = {video.path.name: (np.arange(frames) / FPS, one["r"]) for video, one in zip(videos[:SHOWN], seen)}
+    plot = plots.curves(curves, "distance of frames k apart", "seconds apart", "r(k)")
+    data = {"loops": found | {"shares": [loop.peak for loop in loops], "replay": replay, "amplitude": amplitude}}
+    return Result(figures, {"loops": plot}, data)
+
+
+def _normal(mean: float, error: float) -> dict:
+    return {"low": mean - 1.96 * error, "high": mean + 1.96 * error, "interval": f"{LEVEL}, normal over videos"}
+
+
+def _ends(values: list[float]) -> dict:
+    low, high = bootstrap(values)
+    return {"low": low, "high": high, "interval": f"{LEVEL} bootstrap over videos"}
+
+
+@cache
+def signature() -> tuple[Callable[[Tensor], Tensor], str]:
+    """What frames are compared by, and its name: LPIPS where its weights are on disk, else averages of 16x16 cells."""
+    if not (Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET).is_file():
+        return low_pass, "RMS distance of 16x16 cells in grey levels (the weights of LPIPS are not here)"
+    import lpips
+
+    of = lpips_signature(lpips.LPIPS(net="alex", verbose=False).eval())
+    return lambda frames: of(to_uint8(fit(frames, SIDE, "pad")).movedim(1, -1)), f"root of LPIPS (AlexNet) at {SIDE} px"
+
+
+def _distances(setting: Setting, videos: list[Video], frames: int, sign: Callable, named: str) -> list[dict]:
+    """r(k) and the change from frame to frame of each video, computed once per content and shared among processes."""
+
+    def look(missing: list[Video]) -> Iterator[tuple[Video, dict[str, np.ndarray]]]:
+        for video in missing:
+            distances = FrameDistances(sign)
+            for frame in iter_frames(video.path, FPS, 0, frames):
+                distances.push(frame[None])
+            signatures = torch.cat(distances.pieces).double()
+            change = signatures.diff(dim=0).norm(dim=1)
+            yield video, {"r": diagonals(signatures).numpy(), "change": change.numpy()}
+
+    keys = [f"{video.sha256}:{frames}:{named}" for video in videos]
+    bar = partial(setting.progress, desc="loops")
+    return shared(videos, keys, look, setting.cache / "loops-1", setting.processes, lambda n: bar(total=n))[0]

@@ -1,0 +1,222 @@
+"""Features of clips: computed once per content, shared among processes, kept in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluation.videos import FRAMES, Clip
+from metrics import audioclip, i3d, resize, weights
+
+RANDOM = "random features, not comparable"
+SALT = "rflav:"  # of the rule that fills networks without weights
+VERSION = 1  # of all that decides what a feature is, beside what `Extractor.facts` says
+
+
+class Extractor:
+    """A network and the way its input is made. Subclasses say what a clip's input is, and embed a batch of them.
+
+    group: clips that are embedded together, because each depends on the others; 1 if none does.
+
+    Args:
+        file: of the published weights; None for the stated rule that needs none.
+        device: of the network.
+    Raises:
+        FileNotFoundError, ValueError: the weights are missing or of another network.
+    """
+
+    name: str
+    group = 1
+    module: type[nn.Module]
+    source: str
+    prefix = ""
+    protocol: str
+
+    def __init__(self, file: Path | None, device: str = "cpu"):
+        self.net = self.module()
+        if file is None:
+            weights.fill(self.net, SALT)
+            self.weights = RANDOM
+        else:
+            weights.load(self.net, file, self.source, self.prefix)
+            self.weights = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
+        self.net, self.device = self.net.eval().to(device), device
+
+    @cached_property
+    def facts(self) -> dict:
+        """All that decides what a feature is: two features with equal facts can be compared."""
+        return {"features": self.name, "protocol": self.protocol, "weights_sha256": self.weights, "version": VERSION}
+
+    @property
+    def identity(self) -> str:
+        return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def read(self, clip: Clip) -> Tensor:
+        """Input of one clip."""
+        raise NotImplementedError
+
+    def embed(self, batch: Tensor) -> Tensor:
+        """(B, ...) inputs -> (B, d)."""
+        raise NotImplementedError
+
+
+class Motion(Extractor):
+    """Logits of Inception-I3D, of which FVD and KVD are distances."""
+
+    name, module, source = "i3d", i3d.I3D, i3d.SOURCE
+
+    def __init__(self, file: Path | None, device: str = "cpu", antialias: bool = False):
+        super().__init__(file, device)
+        self.antialias = antialias
+        self.protocol = (
+            f"Inception-I3D, 400 logits; {FRAMES} frames at 10 fps, by time; bicubic to 64 px letterbox, "
+            f"antialias {antialias}, 8-bit; round trip through [-1, 1]; bilinear to 224 px without antialias"
+        )
+
+    def read(self, clip: Clip) -> Tensor:
+        return resize.i3d_input(resize.round_trip(resize.letterbox(clip.picture(), antialias=self.antialias)))
+
+    def embed(self, batch: Tensor) -> Tensor:
+        return self.net(batch)
+
+
+class Sound(Extractor):
+    """Embedding of AudioCLIP's audio branch, of which FAD is a distance; as one should take it."""
+
+    name, module, source, prefix, mode = "audioclip", audioclip.AudioCLIP, audioclip.SOURCE, "audio.", "sound"
+    protocol = "AudioCLIP audio branch, 1024-d; 1.6 s mono at 44100 Hz in 16-bit units; eval-mode batch norm"
+
+    def read(self, clip: Clip) -> Tensor:
+        return clip.sound(44100)
+
+    def embed(self, batch: Tensor) -> Tensor:
+        return self.net.embed(batch, self.mode)
+
+
+class CompatSound(Sound):
+    """The same as in the published protocol: a clip's features depend on the batch that it is in."""
+
+    name, group, mode = "audioclip_compat", 8, "compat"
+    protocol = (
+        "AudioCLIP audio branch, 1024-d; 1.6 s mono at 44100 Hz in [-1, 1], so nearly constant after its rescaling; "
+        "train-mode batch norm over fixed batches of 8 in sorted order"
+    )
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features (n, d) in the order of the clips; how many clips were computed by all processes of this run, and the
+    seconds that one of them took here."""
+
+    features: Tensor
+    computed: int
+    cached: int
+    seconds_per_clip: float | None
+    facts: dict  # of the extractor
+
+
+def extract(
+    clips: list[Clip], extractor: Extractor, cache: Path, processes, batch_size: int, progress: Callable
+) -> Extracted:
+    """Features of clips, as `shared` shares them.
+
+    Raises:
+        MediaError: a clip cannot be decoded.
+        ValueError: features are not finite, or a group is too small for the network.
+    """
+    groups = _in_groups(clips, extractor.group)
+    if extractor.group > 1 and len(groups[-1]) == 1:
+        groups.pop()  # one clip alone cannot be normalised over its batch
+    together = max(1, batch_size // extractor.group)
+    keys = ["|".join(clip.key for clip in group) for group in groups]
+    made, computed, seconds = shared(
+        groups, keys, lambda missing: _embedded(missing, extractor, together), cache / extractor.identity, processes,
+        lambda total: progress(total=total, desc=extractor.name),
+    )  # fmt: skip
+    features = torch.from_numpy(np.concatenate([group["features"] for group in made]))
+    computed, each = computed * extractor.group, seconds and seconds / extractor.group
+    return Extracted(features, min(computed, len(features)), max(0, len(features) - computed), each, extractor.facts)
+
+
+def shared(
+    items: list, keys: list[str], compute: Callable, folder: Path, processes, progress: Callable
+) -> tuple[list[dict[str, np.ndarray]], int, float | None]:
+    """What `compute` makes of items: taken from a folder where it is there, else computed, a share by each process.
+
+    Args:
+        keys: of each item, equal for equal content.
+        compute: compute(missing items) yields (item, arrays by name) in any order.
+        folder: that all processes see; an interrupted run goes on with what it holds.
+        processes: an `accelerate.PartialState`.
+        progress: makes a bar of a total.
+    Returns:
+        the arrays of each item, how many items were computed by all, seconds that one took in this process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {item: folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz" for item, key in zip(items, keys)}
+    missing = [item for item, file in files.items() if not file.exists()]
+    processes.wait_for_everyone()  # so that all see the same files before the first is written
+    mine, began = missing[processes.process_index :: processes.num_processes], time.perf_counter()
+    with progress(len(mine)) as bar:
+        for item, arrays in compute(mine):
+            _save(files[item], arrays)
+            bar.update()
+    seconds = (time.perf_counter() - began) / len(mine) if mine else None
+    processes.wait_for_everyone()
+    return [_load(files[item]) for item in items], len(missing), seconds
+
+
+@torch.inference_mode()
+def _embedded(groups: list[tuple[Clip, ...]], extractor: Extractor, together: int) -> Iterator[tuple]:
+    """(group, its features), some groups embedded at a time; the next ones are read while these are embedded."""
+    for batch, x in _read_ahead(_in_groups(groups, together), extractor.read):
+        parts = [x] if extractor.group == 1 else x.split(extractor.group)  # clips of a group depend on each other
+        rows = torch.cat([extractor.embed(part.to(extractor.device)).cpu() for part in parts])
+        clips = [clip for group in batch for clip in group]
+        if broken := [clip for clip, row in zip(clips, rows) if not row.isfinite().all()]:
+            raise ValueError(f"{extractor.name} features of {broken[0]} are not finite; replace that file")
+        for group, features in zip(batch, rows.split([len(group) for group in batch])):
+            yield group, {"features": features.float().numpy()}
+
+
+def _read_ahead(batches: list[tuple], read: Callable[[Clip], Tensor]) -> Iterator[tuple]:
+    """(batch of groups, the input of all its clips), one batch read in advance."""
+
+    def inputs(batch):
+        return batch, torch.stack([read(clip) for group in batch for clip in group])
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting = []
+        for batch in batches:
+            waiting.append(reader.submit(inputs, batch))
+            if len(waiting) > 1:
+                yield waiting.pop(0).result()
+        yield from (ahead.result() for ahead in waiting)
+
+
+def _in_groups(items: list, size: int) -> list[tuple]:
+    return [tuple(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """The file appears complete or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("wb") as file:
+        np.savez(file, **arrays)
+    part.replace(path)
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as file:
+        return dict(file)

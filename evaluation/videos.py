@@ -1,0 +1,124 @@
+"""Folders of videos as the clips that are compared: which windows of which files, and how they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+
+from torch import Tensor
+
+from data.av import MediaError, probe, read_audio, read_frames
+from data.clips import SUFFIXES
+
+FPS = 10  # grid on which all videos are compared; a file of another rate is read by time
+FRAMES = 16  # of a clip
+SHOWN = 3  # problems in an error
+
+
+@dataclass(frozen=True)
+class Video:
+    """A file that can be used: its content's hash, its length on the grid, its own size and rate, whether it sounds."""
+
+    path: Path
+    sha256: str
+    frames: int
+    width: int
+    height: int
+    fps: float
+    has_sound: bool
+
+
+@dataclass(frozen=True)
+class Clip:
+    """FRAMES frames of a video from frame `start` on, with their sound."""
+
+    video: Video
+    start: int
+
+    @property
+    def key(self) -> str:
+        """The same for the same content, whatever the file is called."""
+        return f"{self.video.sha256}:{self.start}"
+
+    def __str__(self) -> str:
+        return f"{self.video.path} from frame {self.start}"
+
+    def picture(self) -> Tensor:
+        """uint8 (16,H,W,3)"""
+        return read_frames(self.video.path, self.start, FRAMES, FPS)
+
+    def sound(self, sample_rate: int) -> Tensor:
+        """float32 (1.6 * sample_rate,), mono; zeros where the track is shorter than the picture."""
+        start, end = (frame * sample_rate // FPS for frame in (self.start, self.start + FRAMES))
+        return read_audio(self.video.path, start, end - start, sample_rate)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The usable videos of a folder, sorted, and what is wrong with the others: (path, reason)."""
+
+    path: Path
+    videos: list[Video]
+    problems: list[tuple[str, str]]
+
+    def facts(self) -> dict:
+        """For the record: how many videos, of which sizes and rates, and what is wrong with the others."""
+        sizes = sorted({f"{video.width}x{video.height}" for video in self.videos})
+        rates = sorted({round(video.fps, 3) for video in self.videos})
+        return {"path": str(self.path), "videos": len(self.videos), "sizes": sizes, "fps": rates,
+                "resampled_by_time": rates != [FPS], "problems": self.problems}  # fmt: skip
+
+    def clips(self, num: int) -> list[Clip]:
+        """The first `num` clips, or all there are: the first window of every video, then every second one, and so on.
+
+        Windows of a video do not overlap.
+        """
+        rounds = max((video.frames // FRAMES for video in self.videos), default=0)
+        turns = ((video, turn) for turn in range(rounds) for video in self.videos)
+        return [Clip(video, turn * FRAMES) for video, turn in turns if (turn + 1) * FRAMES <= video.frames][:num]
+
+
+def find_videos(path: Path, split: str, sound: bool, progress: Callable = iter) -> Folder:
+    """Look at every video of a folder, or of the split of a data set, in all its folders.
+
+    Args:
+        sound: whether videos without a sound track are a problem.
+        progress: wraps the work as tqdm does.
+    Raises:
+        ValueError: there is none that can be used.
+    """
+    root = path / split if (path / split).is_dir() else path
+    files = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise ValueError(f"{root} has no videos ({', '.join(sorted(SUFFIXES))}); give a folder that has some")
+    with ThreadPoolExecutor() as pool:
+        looked = list(progress(pool.map(lambda file: _look(file, sound), files), total=len(files)))
+    videos = [found for found in looked if isinstance(found, Video)]
+    problems = [(str(file), found) for file, found in zip(files, looked) if isinstance(found, str)]
+    if not videos:
+        raise ValueError(f"{root} has no usable video: {told(problems)}; replace them")
+    return Folder(root, videos, problems)
+
+
+def told(problems: list[tuple[str, str]]) -> str:
+    """The first problems in a few words."""
+    shown = "; ".join(f"{Path(path).name}: {reason}" for path, reason in problems[:SHOWN])
+    return shown + (f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else "")
+
+
+def _look(path: Path, sound: bool) -> Video | str:
+    """A video, or why it cannot be used. Its packets are read to the end, so a false header is found out."""
+    try:
+        info = probe(path)
+    except MediaError as error:
+        return str(error)
+    if sound and not info.has_audio:
+        return "no sound track"
+    if (frames := info.frames(FPS)) < FRAMES:
+        return f"{frames} frames at {FPS} fps, fewer than {FRAMES}"
+    with path.open("rb") as file:
+        sha256 = file_digest(file, "sha256").hexdigest()
+    return Video(path, sha256, frames, info.width, info.height, info.fps, info.has_audio)
