@@ -259,10 +259,11 @@ def find_loop(r: ArrayLike, most: int | None = None) -> Loop:
     period together: the minima of a loop are narrow, so a single harmonic may hold little. A loop has a share of at
     least 0.97, with the profile lowest at whole periods. Multiples of a period explain no more: the shortest wins.
 
-    Random motion has shares near 0, bounces of unequal length to 0.95, motions of unrelated periods to 0.96 where they
-    all but meet again; loops under noise or slow drift have 0.99. A loop that begins after a tenth of the video is
-    found, one that begins after a quarter often is not. A period of 10.4 frames is found as 52 if the video is long
-    enough. The same motion over and over, as of a ball, is a loop too: whether it ought to be is not for r to say.
+    Measured: of random walks no share passes 0.55; bounces of unequal length reach 0.967 in 120 frames; motions of two
+    unrelated periods reach 0.49 in 240 frames, and 0.972 in 500, where they meet again to within half a frame; loops
+    under noise or slow drift have 0.99. A loop that begins after a tenth of the video is found, one that begins after
+    a quarter often is not. A period of 10.4 frames is found as 52 if the video is long enough. The same motion over
+    and over, as of a ball, is a loop too: whether it ought to be is not for r to say.
 
     Args:
         r: (F,) from `diagonals`.
