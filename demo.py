@@ -51,7 +51,7 @@ class Size:
 
 
 FULL = Size(train=256, test=64, steps=2000, clips=64, rolls=6, others=24)
-QUICK = Size(train=32, test=12, steps=150, clips=8, rolls=1, others=2)
+QUICK = Size(train=32, test=12, steps=150, clips=8, rolls=2, others=2)
 
 # folder of films -> what it is called in metrics.json, and on the page
 SCORES = {
@@ -63,6 +63,8 @@ SCORES = {
     "extend": ("f1_extend", "held-out clips continued: the 32 generated frames"),
     "switch": ("f1_switch", "red becomes blue in mid-stream, at frame 20 of 44"),
 }
+
+JUDGED = {"c": RUNS["c"], "none": RUNS["none"], "long": "240 frames"}
 
 
 def parse(argv=None):
@@ -87,6 +89,7 @@ def main(argv=None) -> None:
     shutil.rmtree(out / "export", ignore_errors=True)
     shutil.copytree(out / "c/export", out / "export")
     say("measuring what was written")
+    judge(out, size)
     figures, scenes = measure(out, size)
     figures |= {"seed": args.seed, "steps": size.steps, "seconds": round(time.perf_counter() - began, 1)}
     cli.write_json(out / "metrics.json", figures)
@@ -247,6 +250,33 @@ def measure(out: Path, size: Size) -> tuple[dict, list[Scene]]:
     return figures, shown
 
 
+def judge(out: Path, size: Size) -> None:
+    """Measures that need no detector made for balls, by evaluate.py: out/judged/ c, none, long."""
+    lanes = {"c": {"c": ("clips_c", "sync", size.clips), "long": ("long", "loops", size.rolls)},
+             "none": {"none": ("clips_none", "sync", size.clips)}}  # fmt: skip
+
+    def job(lane: str, threads: int) -> None:
+        for name, (films, metrics, count) in lanes[lane].items():
+            call("evaluate.py", "--fake", out / films, "--real", out / "data", "--metrics", metrics, "--num", count,
+                 "--allow-fewer", "--predict-frames", 8, "--results-dir", out / "judged" / name,
+                 "--cache", out / "judged" / name / "cache", "--device", "cpu",
+                 log=out / f"judged_{name}.log", threads=threads)  # fmt: skip
+
+    (out / "judged").mkdir(exist_ok=True)
+    both(job)
+
+
+def judged(out: Path) -> str:
+    """Rows of the page: what each of `JUDGED` measured."""
+    rows = []
+    for name, what in JUDGED.items():
+        for figure in json.loads((out / "judged" / name / "metrics.json").read_text())["figures"]:
+            ends = "" if figure["low"] is None else f"{figure['low']:.3f} to {figure['high']:.3f}"
+            cells = (what, figure["name"], f"{figure['value']:.3f}", ends, figure["note"])
+            rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
+    return "".join(rows)
+
+
 def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> None:
     """index.html, which opens from disk without a server, and the pictures that it shows."""
     from contact import Clip, contact_sheets
@@ -266,7 +296,7 @@ def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> No
         for key, what in (*SCORES.values(), *REFERENCES)
     )
     quality = "<p><b>Quality is reduced: this is the --quick demo, of 150 steps instead of 2000.</b>" if quick else ""
-    page = PAGE.format(quality=quality, rows=rows, players=players, training=TRAINING, **figures)
+    page = PAGE.format(quality=quality, rows=rows, judged=judged(out), players=players, training=TRAINING, **figures)
     (out / "index.html").write_text(page)
 
 
@@ -346,6 +376,12 @@ written as H.264 + AAC and read back. The detectors' thresholds were fixed on re
 <p>Blue: height of the ball, bars where it is seen to bounce. Orange: loudness, triangles where a ping is heard.</p>
 <h2>Contact sheet</h2>
 <img src="contact_sheet.png" alt="frames over the spectrogram, one clip per class">
+<h2>Without a detector made for balls</h2>
+<table><tr><th>of<th>figure<th>value<th>95 %<th>{judged}</table>
+<p>By <code>evaluate.py --metrics sync loops</code>: maxima of optical flow against onsets of the sound, each less the
+same with the sounds of other clips; and whether 24 s drift away, jump where pre-rolling ends, or loop, as a ball that
+bounces evenly does.</p>
+<img src="judged/long/drift_mean.png" alt="drift of the mean picture"><img src="judged/long/loops.png" alt="r(k)">
 <h2>Training</h2>
 <img src="loss.png" alt="loss of both runs">
 <p><code>train.py {training}</code></p>

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from evaluation.measures import Measure, Result, Setting
     from evaluation.videos import Folder
 
-METRICS = ("fvd", "kvd", "fad", "sync", "long", "memorisation")
+METRICS = ("fvd", "kvd", "fad", "sync", "long", "loops", "memorisation")
 PAPER = 2048  # clips a side
 PACKAGES = (*cli.PACKAGES, "torchvision", "scipy", "librosa", "opencv-python-headless", "lpips")
 HERE = Path(__file__).parent
@@ -50,6 +50,8 @@ def parse(argv=None):
     p.add_argument(
         "--antialias", action="store_true", help="when frames shrink to 64 px; published figures are without"
     )
+    p.add_argument("--predict-frames", type=cli.positive, default=10, help="window of the model, whose frames "
+                   "pre-rolling makes")  # fmt: skip
     p.add_argument("--batch-size", type=cli.positive, default=8, help="clips in a network at once")
     p.add_argument("--results-dir", type=Path, default=Path("results/evaluation"), help="where metrics.json and "
                    "report.html go")  # fmt: skip
@@ -139,7 +141,7 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
                for path, split in ((fake, args.split), (args.real, args.split), (args.train, "train"))]  # fmt: skip
     for folder in folders[:2]:
         enough(folder, args)
-    how = (args.cache, processes, args.batch_size, args.seed, bar)
+    how = (args.cache, processes, args.batch_size, args.seed, bar, args.predict_frames)
     return Setting(*folders, args.num, extractors, *how), chosen
 
 
@@ -164,9 +166,7 @@ def measure(setting: Setting, chosen: dict[str, Measure]) -> tuple[Result, dict[
     for name, one in chosen.items():
         began = time.perf_counter()
         result = one.run(setting)
-        whole.figures += result.figures
-        whole.plots |= result.plots
-        whole.data |= result.data
+        whole += result
         seconds[name] = time.perf_counter() - began
     return whole, seconds
 

@@ -34,30 +34,42 @@ from metrics.long import (
 
 MOST, STRIDE = 240, 8  # frames of a video that are looked at, and from window to window
 FEWEST = 64  # frames of a long video
-PREROLLED = 10  # frames that pre-rolling makes: the paper's window
 SIDE = 64  # px, to which frames are brought for LPIPS
-SHOWN = 6  # videos whose distances are plotted
+SHOWN = 3  # videos whose distances are plotted
+VERSION = "loops-1"  # of what is kept in the cache
 ALEXNET = "alexnet-owt-7be5be79.pth"  # weights of LPIPS, where torchvision keeps them
 
 
 def long(setting: Setting) -> Result:
-    """Drift of picture and sound, the jump, and loops, of videos of at least FEWEST frames."""
+    """Drift of picture and sound as the networks see them, and all of `loops`."""
+    videos, frames = _long_videos(setting)
+    starts = window_starts(frames, FRAMES, STRIDE)
+    picture, sound = (_drift(setting, videos, starts, *which) for which in ((Motion, "picture"), (Sound, "sound")))
+    return picture + sound + loops(setting)
+
+
+def loops(setting: Setting) -> Result:
+    """The jump where pre-rolling ends, drift of the mean picture, and loops: all without a network."""
+    videos, frames = _long_videos(setting)
+    sign, named = signature()
+    seen = _distances(setting, videos, frames, sign, named)
+    what = f"the first {frames} frames at {FPS} fps; {named}"
+    return _jump(seen, setting.prerolled, what) + _moved(seen, frames, what) + _repeats(videos, seen, frames, what)
+
+
+def _long_videos(setting: Setting) -> tuple[list[Video], int]:
+    """The long videos among the generated ones, and how many frames of each are looked at.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
     videos = [video for video in setting.fake.videos if video.frames >= FEWEST][: setting.num]
     if len(videos) < 2:
-        raise ValueError(f"{setting.fake.path} has {len(videos)} videos of {FEWEST} frames or more at {FPS} fps, and "
-                         "long needs 2; make some with sample.py --video-length 240")  # fmt: skip
-    frames = min(MOST, *(video.frames for video in videos))
-    starts = window_starts(frames, FRAMES, STRIDE)
-    parts = [_drift(setting, videos, starts, kind, name) for kind, name in ((Motion, "picture"), (Sound, "sound"))]
-    parts += [_motion(setting, videos, frames)]
-    return Result(*(_merged(getattr(part, field) for part in parts) for field in ("figures", "plots", "data")))
-
-
-def _merged(parts):
-    first, *rest = parts
-    for part in rest:
-        first = first + part if isinstance(first, list) else first | part
-    return first
+        raise ValueError(
+            f"{setting.fake.path} has {len(videos)} videos of {FEWEST} frames or more at {FPS} fps, and long videos "
+            "are judged from 2; make some with sample.py --video-length 240"
+        )
+    return videos, min(MOST, *(video.frames for video in videos))
 
 
 def _drift(setting: Setting, videos: list[Video], starts: list[int], kind, name: str) -> Result:
@@ -95,31 +107,61 @@ def _drift(setting: Setting, videos: list[Video], starts: list[int], kind, name:
                   {f"drift_{name}": data})  # fmt: skip
 
 
-def _motion(setting: Setting, videos: list[Video], frames: int) -> Result:
-    """The jump at the end of pre-rolling and the loops, from distances between frames."""
-    sign, named = signature()
-    seen = _distances(setting, videos, frames, sign, named)
-    values = np.stack([video["change"] for video in seen])  # (videos, frames - 1)
-    step = jump(values, *jump_windows(range(frames - 1), 2, PREROLLED))
-    loops = [find_loop(video["r"]) for video in seen]
-    found = summarise(loops)
-    counts, what = {"fake": len(videos)}, f"the first {frames} frames at {FPS} fps; {named}"
-    replay, amplitude = ([getattr(loop, name) for loop in loops] for name in ("replay", "amplitude"))
+def _jump(seen: list[dict], prerolled: int, what: str) -> Result:
+    """Change from frame to frame, before and after pre-rolling ends."""
+    change = np.stack([video["change"] for video in seen])  # (videos, frames - 1)
+    step = jump(change, *jump_windows(range(change.shape[1]), 2, prerolled))
+    figure = Figure(
+        name="jump after pre-rolling",
+        value=step.difference,
+        protocol=f"{what}; change from frame to frame, of the {prerolled} pre-rolled frames and of as many after them",
+        fake=len(seen),
+        **_normal(step.difference, step.standard_error),
+        reference=0.0,
+        reference_is="no jump",
+        note=f"before {step.before:.3g}, after {step.after:.3g}, z {step.z:.1f}",
+    )
+    return Result([figure])
+
+
+def _moved(seen: list[dict], frames: int, what: str) -> Result:
+    """Drift of the mean picture of a window."""
+    times = [start / FPS for start in window_starts(frames, FRAMES, STRIDE)]
+    means = np.stack([video["means"] for video in seen])  # (videos, windows, k)
+    moved = np.linalg.norm(means - means[:, :1], axis=-1)
+    slope = trend(moved)
+    figure = Figure(
+        name="drift of the mean picture",
+        value=slope.slope,
+        protocol=f"{what}; mean over {FRAMES} frames every {STRIDE}, slope per window of its distance from the "
+        "first, past those that overlap with it",
+        fake=len(seen),
+        **_normal(slope.slope, slope.standard_error),
+        reference=0.0,
+        reference_is="no drift",
+        note=f"z {slope.z:.1f}",
+    )
+    lines = {"distance from the first window": (times, moved.mean(0), *bootstrap_curve(moved))}
+    plot = plots.curves(lines, "drift of the mean picture", "seconds", "distance")
+    return Result([figure], {"drift_mean": plot}, {"drift_mean": {"seconds": times, "moved": moved.mean(0).tolist()}})
+
+
+def _repeats(videos: list[Video], seen: list[dict], frames: int, what: str) -> Result:
+    """Loops, from distances of frames k apart."""
+    each = [find_loop(video["r"]) for video in seen]
+    found, n = summarise(each), len(seen)
+    replay, amplitude = ([getattr(loop, name) for loop in each] for name in ("replay", "amplitude"))
+    note = f"{found['loops']}/{found['total']}, periods {found['periods'] or 'none'}"
     figures = [
-        Figure("jump after pre-rolling", step.difference, f"{what}; change from frame to frame, of the {PREROLLED} "
-               "pre-rolled frames and of as many after them", **counts, reference=0.0, reference_is="no jump",
-               **_normal(step.difference, step.standard_error),
-               note=f"before {step.before:.3g}, after {step.after:.3g}, z {step.z:.1f}"),
-        Figure("loops", found["loops"] / found["total"], f"{what}; videos whose r(k) repeats, of all", **counts,
-               note=f"{found['loops']}/{found['total']}, periods {found['periods'] or 'none'}"),
-        Figure("replay ratio", float(np.mean(replay)), f"{what}; min r(k) past its rise over r(1)", **counts,
-               **_ends(replay), reference=1.0, reference_is="frames come again; larger: they do not"),
-        Figure("loop amplitude", float(np.mean(amplitude)), f"{what}; half the range of r less its drift", **counts,
+        Figure("loops", found["loops"] / n, f"{what}; videos whose r(k) repeats, of all", n, note=note),
+        Figure("replay ratio", float(np.mean(replay)), f"{what}; min r(k) past its rise over r(1)", n, **_ends(replay),
+               reference=1.0, reference_is="frames come again; larger: they do not"),
+        Figure("loop amplitude", float(np.mean(amplitude)), f"{what}; half the range of r less its drift", n,
                **_ends(amplitude)),
     ]  # fmt: skip
-    curves = {video.path.name: (np.arange(frames) / FPS, one["r"]) for video, one in zip(videos[:SHOWN], seen)}
-    plot = plots.curves(curves, "distance of frames k apart", "seconds apart", "r(k)")
-    data = {"loops": found | {"shares": [loop.peak for loop in loops], "replay": replay, "amplitude": amplitude}}
+    lines = {video.path.name: (np.arange(frames) / FPS, one["r"]) for video, one in zip(videos[:SHOWN], seen)}
+    plot = plots.curves(lines, "distance of frames k apart", "seconds apart", "r(k)")
+    data = {"loops": found | {"shares": [loop.peak for loop in each], "replay": replay, "amplitude": amplitude}}
     return Result(figures, {"loops": plot}, data)
 
 
@@ -144,7 +186,8 @@ def signature() -> tuple[Callable[[Tensor], Tensor], str]:
 
 
 def _distances(setting: Setting, videos: list[Video], frames: int, sign: Callable, named: str) -> list[dict]:
-    """r(k) and the change from frame to frame of each video, computed once per content and shared among processes."""
+    """r(k), the change from frame to frame and the means of windows of each video, once per content and shared."""
+    starts = window_starts(frames, FRAMES, STRIDE)
 
     def look(missing: list[Video]) -> Iterator[tuple[Video, dict[str, np.ndarray]]]:
         for video in missing:
@@ -152,9 +195,15 @@ def _distances(setting: Setting, videos: list[Video], frames: int, sign: Callabl
             for frame in iter_frames(video.path, FPS, 0, frames):
                 distances.push(frame[None])
             signatures = torch.cat(distances.pieces).double()
-            change = signatures.diff(dim=0).norm(dim=1)
-            yield video, {"r": diagonals(signatures).numpy(), "change": change.numpy()}
+            yield (
+                video,
+                {
+                    "r": diagonals(signatures).numpy(),
+                    "change": signatures.diff(dim=0).norm(dim=1).numpy(),
+                    "means": torch.stack([signatures[k : k + FRAMES].mean(0) for k in starts]).float().numpy(),
+                },
+            )
 
     keys = [f"{video.sha256}:{frames}:{named}" for video in videos]
     bar = partial(setting.progress, desc="loops")
-    return shared(videos, keys, look, setting.cache / "loops-1", setting.processes, lambda n: bar(total=n))[0]
+    return shared(videos, keys, look, setting.cache / VERSION, setting.processes, lambda n: bar(total=n))[0]

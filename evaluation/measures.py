@@ -43,11 +43,14 @@ class Figure:
 
 @dataclass
 class Result:
-    """What a measure gives: figures, plots by name, pictures of clips as (title, clips), and data for the JSON."""
+    """What a measure gives: figures, plots by name, and data for the JSON."""
 
     figures: list[Figure]
     plots: dict[str, Plot] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+
+    def __add__(self, other: Result) -> Result:
+        return Result(self.figures + other.figures, self.plots | other.plots, self.data | other.data)
 
 
 class Setting:
@@ -59,6 +62,7 @@ class Setting:
         extractors: those that the measures need, by class.
         cache: folder of features. processes: an `accelerate.PartialState`. seed: of the subsets of intervals.
         progress: makes a bar: progress(total=, desc=).
+        prerolled: first frames of long videos, which pre-rolling made.
     """
 
     def __init__(
@@ -73,10 +77,11 @@ class Setting:
         batch_size: int,
         seed: int,
         progress: Callable,
+        prerolled: int = 10,
     ):
         self.fake, self.real, self.train, self.num = fake, real, train, num
         self.extractors, self.cache, self.processes = extractors, cache, processes
-        self.batch_size, self.seed, self.progress = batch_size, seed, progress
+        self.batch_size, self.seed, self.progress, self.prerolled = batch_size, seed, progress, prerolled
         self.extracted: dict[str, Extracted] = {}  # what was asked for, for the record
 
     def features(self, name: str, clips: list[Clip], kind: type[Extractor]) -> Extracted:
@@ -180,7 +185,7 @@ class Measure:
 
 def measures() -> dict[str, Measure]:
     """Those that evaluate.py offers, by name."""
-    from evaluation.drift import long
+    from evaluation.drift import long, loops
     from evaluation.synchrony import sync
 
     return {
@@ -189,5 +194,6 @@ def measures() -> dict[str, Measure]:
         "fad": Measure(fad, (CompatSound, Sound), sound=True),
         "sync": Measure(sync, sound=True),
         "long": Measure(long, (Motion, Sound), sound=True),
+        "loops": Measure(loops),
         "memorisation": Measure(memorised, (Motion,), train=True),
     }
