@@ -1,0 +1,125 @@
+"""The paper's Tables 1.A, 1.B, 2 and 3 for any data set and checkpoints: every row is sampled and measured anew.
+
+    python benchmarks/tables.py fusions --checkpoints a=A/export b=B/export c=C/export --real DATA --out tables
+    python benchmarks/tables.py windows --checkpoints 5=W5/export 10=W10/export 20=W20/export --real DATA --out tables
+    python benchmarks/tables.py steps --checkpoints R-FLAV=C/export --real DATA --out tables
+    python benchmarks/tables.py conditional --checkpoints R-FLAV=C/export --real DATA --out tables
+
+Rows come from sample.py, sample_a2v.py, sample_v2a.py and evaluate.py, run as a user would, with the options given
+after --sample and --evaluate. Figures of others are added by --quoted FILE, a JSON list of {"row", "figures": {name:
+value}, "source"}. OUT/TABLE.md and OUT/TABLE.json say of each row whether it was measured or quoted; a run goes on
+where it was interrupted.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cli
+
+ROOT = Path(__file__).parents[1]
+TITLES = {
+    "fusions": "Table 1.A: fusion blocks",
+    "windows": "Table 1.B: frames in the window",
+    "steps": "Table 2: steps per frame, and others",
+    "conditional": "Table 3: sound to picture, picture to sound",
+}
+STEPS = (2, 10, 20)
+GIVEN = {"A2V": "sample_a2v.py", "V2A": "sample_v2a.py"}
+
+
+def main(argv=None) -> None:
+    p = cli.Parser(__doc__)
+    p.add_argument("table", choices=TITLES, help="which one")
+    p.add_argument("--checkpoints", nargs="+", required=True, metavar="ROW=PATH", help="checkpoint of each row")
+    p.add_argument("--real", type=Path, required=True, help="data set whose test videos are the real ones")
+    p.add_argument("--num", type=cli.positive, default=2048, help="clips of a row")
+    p.add_argument("--quoted", type=Path, help="JSON with figures of others")
+    p.add_argument("--sample", default="", help="more options of the sampling script, as one string")
+    p.add_argument("--evaluate", default="--metrics fvd kvd fad", help="options of evaluate.py, as one string")
+    p.add_argument("--seed", type=cli.whole, default=0, help="seed of the noise")
+    p.add_argument("--out", type=Path, default=Path("results/tables"), help="where rows and tables go")
+    args = p.parse_args(argv)
+    if strange := [text for text in args.checkpoints if "=" not in text]:
+        p.error(f"--checkpoints {strange[0]} is not ROW=PATH; give e.g. c=runs/demo/c/export")
+    rows = [measured(args, *row) for row in plan(args.table, args.checkpoints)] + quoted(args.quoted)
+    cli.write_json(
+        args.out / f"{args.table}.json", {"table": TITLES[args.table], "rows": rows, "machine": cli.machine()}
+    )
+    text = markdown(TITLES[args.table], rows)
+    cli.write_text(args.out / f"{args.table}.md", text)
+    print(text)
+
+
+def plan(table: str, checkpoints: list[str]) -> list[tuple[str, str, list[str]]]:
+    """(row, sampling script, its options) of a table."""
+    named = [text.split("=", 1) for text in checkpoints]
+    if table == "steps":
+        return [(f"{name}, n = {n}", "sample.py", ["--model-ckpt", path, "--num-timesteps", str(n)])
+                for name, path in named for n in STEPS]  # fmt: skip
+    if table == "conditional":
+        return [(f"{name}, {task}", script, ["--model-ckpt", path]) for name, path in named
+                for task, script in GIVEN.items()]  # fmt: skip
+    return [(name, "sample.py", ["--model-ckpt", path]) for name, path in named]
+
+
+def measured(args, row: str, script: str, options: list[str]) -> dict:
+    """Sample and evaluate one row, unless it has been."""
+    folder = args.out / args.table / "".join(c if c.isalnum() else "_" for c in row)
+    films, found = folder / "films", folder / "metrics.json"
+    options = [*options, "--num-videos", args.num, "--results-dir", films, "--seed", args.seed, *args.sample.split()]
+    options += ["--data-path", args.real] if script in GIVEN.values() else ["--skip-existing"]
+    if not (films / "run.json").exists():
+        call(script, *options)
+    if not found.exists():
+        call("evaluate.py", "--fake", films, "--real", args.real, "--num", args.num, "--results-dir", folder,
+             *args.evaluate.split())  # fmt: skip
+    figures = json.loads(found.read_text())["figures"]
+    seconds = json.loads((films / "run.json").read_text())["seconds"]
+    return {
+        "row": row,
+        "figures": {figure["name"]: figure["value"] for figure in figures},
+        "notes": sorted({figure["note"] for figure in figures if "not comparable" in figure["note"]}),
+        "clips": figures[0]["fake"],
+        "sampling_seconds": seconds,
+        "source": "measured",
+    }
+
+
+def call(*command) -> None:
+    """Run one of the project's commands.
+
+    Raises:
+        ValueError: it failed; its last line says why.
+    """
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def quoted(path: Path | None) -> list[dict]:
+    """Rows of others; each must say where it is from.
+
+    Raises:
+        ValueError: a row lacks its source.
+    """
+    rows = json.loads(path.read_text()) if path else []
+    if missing := [row.get("row") for row in rows if not row.get("source")]:
+        raise ValueError(f"{path} has no source for {missing[0]!r}; say where its figures are from")
+    return [{**row, "source": f"quoted: {row['source']}"} for row in rows]
+
+
+def markdown(title: str, rows: list[dict]) -> str:
+    """The table, a column per figure."""
+    names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
+    lines = [["row", *names, "clips", "source"], ["---"] * (len(names) + 3)]
+    for row in rows:
+        cells = [f"{row['figures'][name]:.4g}" if name in row["figures"] else "" for name in names]
+        lines.append([row["row"], *cells, str(row.get("clips", "")), "; ".join([row["source"], *row.get("notes", [])])])
+    return f"{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    cli.run(main)
