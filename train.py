@@ -5,21 +5,29 @@ The same command resumes, bit for bit: data order, noise and weights are functio
 
 import argparse
 import copy
+import json
 import logging
+import resource
+import statistics
 import time
 from dataclasses import asdict, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import cli
 
 ARCHITECTURE = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype")  # of a whole run
+DRY_STEPS = 3
+TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
 log = logging.getLogger("train")
 
 
 def parse(argv=None) -> argparse.Namespace:
     p = cli.Parser(__doc__.splitlines()[0])
+    p.add_argument("--dry-run", action="store_true", help="three steps, nothing kept: what a run would take")
     data = p.add_argument_group("data")
     data.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4")
     data.add_argument("--image-size", type=cli.positive, default=256, help="px, square")
@@ -47,6 +55,9 @@ def parse(argv=None) -> argparse.Namespace:
 
     optim = p.add_argument_group("training")
     optim.add_argument("--batch-size", type=cli.positive, default=16, help="clips per process")
+    optim.add_argument("--micro-batches", type=cli.positive, default=1, help="parts of a batch that follow each other, "
+                       "to save memory; the result is the same up to rounding")  # fmt: skip
+    optim.add_argument("--compile", action="store_true", help="compile the blocks: faster steps after a slow first one")
     optim.add_argument("--max-steps", type=cli.positive, default=400_000, help="steps to train in all")
     optim.add_argument("--sampling", choices=["logit", "uniform"], default="logit", help="weight of the loss over time")
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
@@ -68,6 +79,7 @@ def parse(argv=None) -> argparse.Namespace:
     out = p.add_argument_group("output")
     out.add_argument("--experiment-dir", type=Path, required=True, help="checkpoints/, export/, log.jsonl, run.json")
     out.add_argument("--results-dir", type=Path, default=Path("results"), help="of samples, inside the experiment")
+    out.add_argument("--tracker", choices=["tensorboard", "wandb"], default="tensorboard", help="where curves go")
     out.add_argument("--log-every", type=cli.positive, default=100, help="steps between log lines")
     out.add_argument("--ckpt-every", type=cli.positive, default=5000, help="steps between checkpoints")
     out.add_argument("--ckpt-limit", type=cli.positive, default=3, help="checkpoints kept")
@@ -78,6 +90,12 @@ def parse(argv=None) -> argparse.Namespace:
         args.codec_source = str(Path(args.codec_source).resolve())  # the export is read from anywhere
     if args.use_sd_vae and args.codec != "sd-vae":
         p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
+    if args.batch_size % args.micro_batches:
+        p.error(
+            f"--micro-batches {args.micro_batches} does not divide --batch-size {args.batch_size}; choose a divisor"
+        )
+    if args.tracker == "wandb" and not find_spec("wandb"):
+        p.error("--tracker wandb needs the package wandb, which is not here; pip install wandb, or leave --tracker out")
     if not 0 <= args.independent_times <= 1:
         p.error(f"--independent-times {args.independent_times} is no share of the clips; choose 0 to 1")
     if args.independent_times and args.sampling == "uniform":
@@ -91,6 +109,15 @@ def parse(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     cli.output_folder(args.experiment_dir)
+    if not args.dry_run:
+        return train(args)
+    with TemporaryDirectory(dir=args.experiment_dir, prefix=".dry_run_") as folder:
+        short = {"experiment_dir": Path(folder), "max_steps": DRY_STEPS, "log_every": 1, "sample_every": 0}
+        train(argparse.Namespace(**{**vars(args), **short, "whole": args.max_steps}))
+
+
+def train(args) -> None:
+    """Train from the newest checkpoint to the last step."""
     import torch  # after the arguments are known to be good, like all that takes seconds
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
@@ -99,16 +126,16 @@ def main(argv=None) -> None:
     from tqdm import tqdm
 
     from data.order import ClipOrder
-    from diffusion.flow import WEIGHTS, flow_loss
+    from diffusion.flow import WEIGHTS
     from models import FLAV
     from pipeline.encode import encode_batch, encode_files
     from pipeline.storage import Journal, resume, save_checkpoint
-    from pipeline.training import Draws, Meter, averaged, learning_rate
+    from pipeline.training import Draws, Meter, averaged, backward, learning_rate
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     config = ProjectConfiguration(str(args.experiment_dir), logging_dir=str(args.experiment_dir / "tensorboard"))
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with="tensorboard", project_config=config)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.tracker, project_config=config)
     device, ranks, dtype = accelerator.device, accelerator.num_processes, getattr(torch, args.dtype)
     facts = {"seed": args.seed, "global_batch": args.batch_size * ranks}
     facts |= {name: getattr(args, name) for name in ARCHITECTURE}
@@ -123,6 +150,9 @@ def main(argv=None) -> None:
         model.parameters(), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
     )
     cli.share_cores(model)
+    if args.compile:
+        for block in model.blocks:
+            block.compile()
     ema = EMAModel(model.parameters(), decay=args.ema_decay)
     accelerator.register_for_checkpointing(ema)
     model, optimiser = accelerator.prepare(model, optimiser)
@@ -154,44 +184,82 @@ def main(argv=None) -> None:
 
     bar = tqdm(range(*steps), initial=first_step, total=args.max_steps, unit="step",
                disable=not accelerator.is_main_process)  # fmt: skip
-    batches, measured = iter(loader), time.perf_counter()
     model.train()
-    for step in bar:
-        asked = time.perf_counter()
-        batch = next(batches)
-        meter.waited += time.perf_counter() - asked
+    with cli.Stop() as stop:  # SIGTERM of a scheduler, or Ctrl-C: a checkpoint, then the end; workers inherit it
+        batches, measured = iter(loader), time.perf_counter()
+        for step in bar:
+            asked = time.perf_counter()
+            batch = next(batches)
+            meter.waited += time.perf_counter() - asked
 
-        inputs = draws(step, *encode_batch(batch, codec, device, dtype))
-        lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
-        for group in optimiser.param_groups:
-            group["lr"] = lr
-        loss = flow_loss(model, **inputs, weight=WEIGHTS[args.sampling])
-        accelerator.backward(loss.total)
-        norm = accelerator.clip_grad_norm_(model.parameters(), args.clip_grad_norm)
-        if accelerator.scaler is None:  # a scaler looks for infinities itself
-            optimiser.optimizer.found_inf = (~norm.isfinite()).float()  # if 1 the fused kernel changes nothing
-        optimiser.step()
-        optimiser.zero_grad()
-        ema.step(raw_model.parameters())
-        meter.add(loss, inputs["times"], norm)
+            inputs = draws(step, *encode_batch(batch, codec, device, dtype))
+            lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            loss = backward(accelerator, model, inputs, WEIGHTS[args.sampling], args.micro_batches)
+            norm = accelerator.clip_grad_norm_(model.parameters(), args.clip_grad_norm)
+            if accelerator.scaler is None:  # a scaler looks for infinities itself
+                optimiser.optimizer.found_inf = (~norm.isfinite()).float()  # if 1 the fused kernel changes nothing
+            optimiser.step()
+            optimiser.zero_grad()
+            ema.step(raw_model.parameters())
+            meter.add(loss, inputs["times"], norm)
 
-        done = step + 1
-        if done % args.log_every == 0 or done == args.max_steps:
-            seconds, measured = time.perf_counter() - measured, time.perf_counter()
-            record = meter.read(accelerator, seconds, images_per_step=args.predict_frames * args.batch_size)
-            journal.write({"step": done, "lr": lr, **record})
-            bar.set_postfix(loss=record["loss"], wait=f"{record['data_wait']:.0%}")
-            if record["skipped_in_a_row"] >= SKIPS:
-                raise FloatingPointError(complaint(args, done - record["skipped_in_a_row"], dataset, order))
-        if done % args.ckpt_every == 0 or done == args.max_steps:
-            save_checkpoint(accelerator, args.experiment_dir, done, args.ckpt_limit, **facts)
-            if accelerator.is_main_process:
+            done = step + 1
+            stopping = told_to_stop(accelerator, stop, done)
+            if done % args.log_every == 0 or done == args.max_steps:
+                seconds, measured = time.perf_counter() - measured, time.perf_counter()
+                record = meter.read(accelerator, seconds, images_per_step=args.predict_frames * args.batch_size)
+                journal.write({"step": done, "lr": lr, **record})
+                bar.set_postfix(loss=record["loss"], wait=f"{record['data_wait']:.0%}")
+                if record["skipped_in_a_row"] >= SKIPS:
+                    raise FloatingPointError(complaint(args, done - record["skipped_in_a_row"], dataset, order))
+            if args.dry_run:
+                continue
+            if done % args.ckpt_every == 0 or done == args.max_steps or stopping:
+                save_checkpoint(accelerator, args.experiment_dir, done, args.ckpt_limit, **facts)
+                if accelerator.is_main_process:
+                    with averaged(ema, raw_model):
+                        export(args, raw_model, codec, done)
+            if args.sample_every and done % args.sample_every == 0 and accelerator.is_main_process:
                 with averaged(ema, raw_model):
-                    export(args, raw_model, codec, done)
-        if args.sample_every and done % args.sample_every == 0 and accelerator.is_main_process:
-            with averaged(ema, raw_model):
-                preview(args, raw_model, codec, done, device)
+                    preview(args, raw_model, codec, done, device)
+            if stopping:
+                log.info("stopped with a checkpoint at step %s; the same command goes on", done)
+                break
     accelerator.end_training()
+    if args.dry_run and accelerator.is_main_process:
+        print(dry_report(args, raw_model, len(clips), ranks, device))
+
+
+def dry_report(args, model, clips: int, ranks: int, device) -> str:
+    """What a run would take, from its first steps: the first one warms up and is left out."""
+    import torch
+
+    journal = [json.loads(line) for line in (args.experiment_dir / "log.jsonl").read_text().splitlines()]
+    images = args.predict_frames * args.batch_size
+    seconds = statistics.median(images / record["images_per_s"] for record in journal[1:])
+    peak = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else
+            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # fmt: skip
+    hours, size = seconds * args.whole / 3600, sum(p.numel() for p in model.parameters())
+    return (
+        f"{args.model}, fusion {args.fusion}: {size / 1e6:.1f} million parameters\n"
+        f"{clips} clips, {clips / (args.batch_size * ranks):.1f} steps per epoch of {args.batch_size} clips on each of "
+        f"{ranks} process{'es' * (ranks > 1)}\n"
+        f"{seconds:.3g} s per step, peak memory {peak / 2**30:.1f} GiB of a process on {device}\n"
+        f"{args.whole} steps would take {hours:.3g} hours"
+    )
+
+
+def told_to_stop(accelerator, stop: cli.Stop, done: int) -> bool:
+    """Whether this process, or after every few steps any of them, was told to stop: all end at the same step."""
+    if accelerator.num_processes == 1:
+        return stop.asked
+    if done % TOGETHER:
+        return False
+    if stop.asked:
+        accelerator.set_trigger()
+    return accelerator.check_trigger()
 
 
 def check_names(args) -> None:

@@ -4,12 +4,17 @@ import json
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 
+FACTS = "facts.json"  # of a checkpoint: its step, what must not change, and the CRC-32 of each file
+BLOCK = 2**24  # bytes of a file in memory at once
 log = logging.getLogger("train")
 
 
@@ -37,45 +42,91 @@ def checkpoints(experiment: Path) -> list[Path]:
 
 
 def resume(accelerator: Accelerator, experiment: Path, **facts) -> int:
-    """Load the newest checkpoint; returns the step to go on with, 0 without one.
+    """Load the newest checkpoint that is whole; returns the step to go on with, 0 without one.
 
     Args:
         facts: what must be as it was when the checkpoint was written, such as seed=0, global_batch=64.
     Raises:
-        ValueError: one of them is not.
+        ValueError: one of them is not, or no checkpoint is whole.
     """
     for half in (experiment / "checkpoints").glob(".step_*.part"):
         log.warning("%s was left half-written and is ignored", half)
-    if not (found := checkpoints(experiment)):
+    found = checkpoints(experiment)
+    newest = [next((path for path in reversed(found) if _whole(path)), None) if accelerator.is_main_process else None]
+    broadcast_object_list(newest)  # one process reads them all
+    if not found:
         return 0
-    stored = json.loads((found[-1] / "facts.json").read_text())
+    if newest[0] is None:
+        raise ValueError(f"none of the checkpoints in {experiment / 'checkpoints'} is whole; remove them to start anew")
+    stored = json.loads((newest[0] / FACTS).read_text())
     for name, value in facts.items():
         if stored.get(name) != value:
             raise ValueError(
-                f"{found[-1]} was trained with {name} {stored.get(name)}, not {value}; repeat the run's own arguments "
+                f"{newest[0]} was trained with {name} {stored.get(name)}, not {value}; repeat the run's own arguments "
                 "or choose another --experiment-dir"
             )
-    accelerator.load_state(str(found[-1]))
+    accelerator.load_state(str(newest[0]))
     return stored["step"]
 
 
+def _whole(folder: Path) -> bool:
+    """Whether each file of a checkpoint is the one that was written."""
+    try:
+        files = json.loads((folder / FACTS).read_text())["files"]
+        broken = [name for name, crc in files.items() if _crc(folder / name) != crc]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        broken = [f"{FACTS} ({error})"]
+    if broken:
+        log.warning("%s is damaged (%s); the one before it is taken", folder, ", ".join(broken))
+    return not broken
+
+
+def _crc(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
 def save_checkpoint(accelerator: Accelerator, experiment: Path, step: int, limit: int, **facts) -> None:
-    """checkpoints/step_NNNNNNN with all that resuming needs; the `limit` newest are kept. Called by every process."""
+    """checkpoints/step_NNNNNNN with all that resuming needs; the `limit` newest are kept. Called by every process.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; the checkpoints before it stay.
+    """
     folder = experiment / "checkpoints"
     part, final = folder / f".step_{step:07d}.part", folder / f"step_{step:07d}"
     if accelerator.is_main_process:
         for half in folder.glob(".step_*.part"):
             shutil.rmtree(half)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(part))
-    accelerator.wait_for_everyone()
+    with _written(part, checkpoints(experiment)):
+        accelerator.save_state(str(part))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            files = {path.name: _crc(path) for path in sorted(part.iterdir()) if path.is_file()}
+            (part / FACTS).write_text(json.dumps({"step": step, **facts, "files": files}))
     if accelerator.is_main_process:
-        (part / "facts.json").write_text(json.dumps({"step": step, **facts}))
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
         for old in checkpoints(experiment)[:-limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _written(part: Path, kept: list[Path]) -> Iterator[None]:
+    """What goes wrong while a folder is written becomes one sentence, and frees the disk."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        shutil.rmtree(part, ignore_errors=True)
+        last = f"the same command goes on from {kept[-1]}" if kept else "there is none before it"
+        raise OSError(
+            f"checkpoint {part} cannot be written ({str(error).splitlines()[0]}); free some disk; {last}"
+        ) from error
 
 
 class Journal:

@@ -1,8 +1,8 @@
 """The parts of a training step around the model: what is drawn, how fast to learn, what is measured."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +10,7 @@ from diffusers.training_utils import EMAModel
 from einops import rearrange
 from torch import Tensor, nn
 
-from diffusion.flow import FlowLoss
+from diffusion.flow import FlowLoss, flow_loss
 from diffusion.noise import TrainingDraws, training_draws
 from diffusion.times import draw_times
 
@@ -74,6 +74,34 @@ def paired_times(t: Tensor, t_a: Tensor, u: Tensor, share: float) -> tuple[Tenso
     t_v = t.masked_fill(u < picture, 1)
     t_a = torch.where((sound <= u) & (u < phase), t_a, t)
     return t_v, t_a.masked_fill((picture <= u) & (u < sound), 1)
+
+
+def backward(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: Callable, parts: int) -> FlowLoss:
+    """Loss of a batch and its gradients, in `parts` of equal size that follow each other, so with less memory.
+
+    Args:
+        inputs: of `flow_loss`, as `Draws` gives them.
+        parts: divides the batch; processes exchange gradients after the last one only.
+    """
+    losses = []
+    for i, part in enumerate(_parted(inputs, parts)):
+        with accelerator.no_sync(model) if i < parts - 1 else nullcontext():
+            losses.append(flow_loss(model, **part, weight=weight))
+            accelerator.backward(losses[-1].total / parts)
+    total, video, audio, *errors = zip(*losses)
+    means = (torch.stack(x).detach().mean() for x in (total, video, audio))
+    return FlowLoss(*means, *(torch.cat(x) for x in errors))
+
+
+def _parted(inputs: dict, parts: int) -> Iterator[dict]:
+    """The batch in equal parts; what is None or a pair stays so."""
+    size = len(inputs["v"]) // parts
+
+    def cut(x, rows: slice):
+        return x if x is None else tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows]
+
+    for start in range(0, size * parts, size):
+        yield {name: cut(x, slice(start, start + size)) for name, x in inputs.items()}
 
 
 def _sent(x: Tensor, device: torch.device) -> Tensor:

@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import cli
@@ -23,6 +25,7 @@ from data.clips import ClipDataset
 from data.latents import LatentDataset
 from data.synthetic import write_dataset
 from pipeline import AVPipeline, AVSpec
+from pipeline.storage import checkpoints
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"image-size": 64, "codec": "patch-pca", "n-mels": 64, "model": "FLAV-tiny", "sample-every": 0, "log-every": 1}
@@ -231,6 +234,81 @@ def test_resuming_with_other_facts_is_refused_in_one_sentence(finished, balls, c
     line = complaint(capsys, argv(balls, finished[0], "--cache-latents", "--batch-size", 6, "--max-steps", 9, *more))
     assert said in line and "choose another --experiment-dir" in line
     assert (finished[0] / "log.jsonl").read_text() == before
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_weights(killed, balls, tmp_path):
+    command = [sys.executable, "train.py", *argv(balls, tmp_path, *LONG)]
+    told = subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 120
+    while not log.exists() or log.read_text().count("\n") < 5:
+        assert told.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    told.send_signal(signal.SIGTERM)
+    said = told.communicate(timeout=30)[1]
+    assert told.returncode == 0 and "stopped with a checkpoint at step" in said
+    stopped = checkpoints(tmp_path)[-1].name
+    assert int(stopped[5:]) < 60 and (tmp_path / "export/model.safetensors").exists()
+    train.main(argv(balls, tmp_path, *LONG))
+    assert_same(state(tmp_path, 60), state(killed[0], 60))
+    assert [record["step"] for record in log_of(tmp_path)] == list(range(1, 61))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "facts.json"])
+def test_damaged_newest_checkpoint_gives_way_to_the_one_before(killed, balls, tmp_path, caplog, name):
+    for folder in ("pipeline", "checkpoints"):
+        shutil.copytree(killed[0] / folder, tmp_path / folder)
+    *_, good, newest = checkpoints(tmp_path)
+    damaged = bytearray((newest / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (newest / name).write_bytes(damaged)
+    train.main(argv(balls, tmp_path, *LONG))
+    assert f"{newest} is damaged" in caplog.text and f"steps {int(good.name[5:])} to 60" in caplog.text
+    assert_same(state(tmp_path, 60), state(killed[0], 60))
+
+
+def test_no_checkpoint_that_is_whole_is_one_sentence(killed, balls, tmp_path, capsys):
+    for folder in ("pipeline", "checkpoints"):
+        shutil.copytree(killed[0] / folder, tmp_path / folder)
+    for folder in checkpoints(tmp_path):
+        (folder / "facts.json").write_text("{}")
+    assert "is whole; remove them to start anew" in complaint(capsys, argv(balls, tmp_path, *LONG))
+
+
+def test_full_disk_while_a_checkpoint_is_written_keeps_the_one_before(balls, tmp_path, capsys, monkeypatch):
+    """As torch tells it: with a RuntimeError, in mid-file."""
+    steps, save = ("--cache-latents", "--batch-size", 4, "--ckpt-every", 2), Accelerator.save_state
+
+    def full(accelerator, folder):
+        save(accelerator, folder)
+        if "step_0000004" in folder:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nmore")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    line = complaint(capsys, argv(balls, tmp_path, *steps, "--max-steps", 6), quiet=False)
+    assert "file write failed); free some disk; the same command goes on from" in line and "step_0000002" in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_0000002"]
+    monkeypatch.undo()
+    train.main(argv(balls, tmp_path, *steps, "--max-steps", 6))
+    assert [record["step"] for record in log_of(tmp_path)] == list(range(1, 7))
+
+
+def test_micro_batches_give_the_weights_of_the_whole_batch(balls, tmp_path):
+    how = ("--cache-latents", "--max-steps", 3, "--lr", 1e-3, "--dtype", "float64", "--batch-size", 6)
+    for parts in (1, 3):
+        train.main(argv(balls, tmp_path / str(parts), *how, "--micro-batches", parts))
+    one, three = (load_file(tmp_path / f"{parts}/checkpoints/step_0000003/model.safetensors") for parts in (1, 3))
+    assert max((one[name] - three[name]).abs().max().item() for name in one) < 1e-10
+    assert losses(tmp_path / "3") == pytest.approx(losses(tmp_path / "1"), rel=1e-10)
+    bins = [[record["video_at"] for record in log_of(tmp_path / parts)] for parts in ("1", "3")]
+    assert [x for row in bins[0] for x in row] == pytest.approx([x for row in bins[1] for x in row], rel=1e-10)
+
+
+def test_dry_run_says_what_a_run_would_take_and_leaves_nothing(balls, tmp_path, capsys):
+    train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size", 6, "--max-steps", 1000, "--dry-run"))
+    said = capsys.readouterr().out
+    assert "42 clips, 7.0 steps per epoch of 6 clips on each of 1 process" in said
+    assert "1000 steps would take" in said and "s per step, peak memory" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------------------ two processes
