@@ -17,6 +17,7 @@ from statistics import NormalDist, quantiles
 from string import Template
 from typing import Any
 
+PAGE = Path(__file__).with_suffix(".html")
 SUFFIXES = {".mp4", ".webm", ".mkv"}
 SIDES = ("left", "right")
 CHOICES = {"left": "Left", "right": "Right", "same": "No difference"}
@@ -315,7 +316,7 @@ def _page(record: dict[str, Any]) -> str:
     """The page for voters; of the record it uses only what voters may know."""
     pairs = "\n".join(_section(entry, len(record["pairs"]), record["questions"]) for entry in record["pairs"])
     total = len(record["pairs"]) * len(record["questions"])
-    return PAGE.substitute(study=escape(record["study"]), total=total, pairs=pairs)
+    return Template(PAGE.read_text()).substitute(study=escape(record["study"]), total=total, pairs=pairs)
 
 
 def _section(entry: dict[str, Any], n: int, questions: Mapping[str, str]) -> str:
@@ -348,98 +349,3 @@ $videos
 </div>
 $questions
 </section>""")
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Which do you prefer?</title>
-<style>
-body { font: 17px/1.5 system-ui, sans-serif; max-width: 56rem; margin: 0 auto; padding: 0 1rem 3rem; color: #222 }
-header { position: sticky; top: 0; z-index: 1; padding: .6rem 0; background: #fff; border-bottom: 1px solid #ccc }
-header progress { width: 50%; margin-right: .6rem }
-section { scroll-margin-top: 4rem; border-bottom: 1px solid #ccc; padding-bottom: 1rem }
-.sides { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem }
-figure { margin: 0 } figcaption { text-align: center; font-weight: bold } video { width: 100%; background: #000 }
-fieldset { border: 0; margin: .6rem 0 0; padding: 0; display: flex; flex-wrap: wrap; gap: .4rem }
-legend { padding: 0 }
-fieldset label { flex: 1; min-width: 6rem; padding: .6rem; border: 1px solid #999; border-radius: .4rem }
-label:has(:checked) { background: #dcebff; border-color: #15c } label:focus-within { outline: 2px solid #15c }
-input[type=text], button { font: inherit; padding: .5rem .8rem }
-input[type=text] { width: 100%; box-sizing: border-box }
-</style>
-</head>
-<body data-study="$study">
-<header><progress id="bar" value="0" max="$total"></progress><output id="done">0 of $total answers</output></header>
-<main>
-<h1>Which do you prefer?</h1>
-<p>Each pair shows two short videos with sound. Watch both, as often as you like, and answer the questions below them.
-Your answers stay on this device until you save them at the end and send the file back.</p>
-<noscript><p><strong>This page needs JavaScript to keep and save your answers.</strong></p></noscript>
-<form id="votes" autocomplete="off">
-<p><label for="voter">Your name</label> <input type="text" id="voter" maxlength="80"></p>
-$pairs
-<p><button type="button" id="save">Save my votes</button></p>
-<p id="message" role="status"></p>
-</form>
-</main>
-<script>
-const study = document.body.dataset.study, memory = "study-" + study;
-const form = document.getElementById("votes"), voter = document.getElementById("voter");
-const bar = document.getElementById("bar"), done = document.getElementById("done");
-const message = document.getElementById("message");
-const radios = Array.from(form.querySelectorAll("input[type=radio]"));
-
-function ballot() {
-  const votes = radios.filter(radio => radio.checked).map(radio =>
-    ({pair: Number(radio.dataset.pair), question: radio.dataset.question, choice: radio.value}));
-  return {study: study, voter: voter.value.trim(), votes: votes};
-}
-
-function recall() {  // some browsers keep nothing for pages opened from disk: then answers last until the page closes
-  try {
-    const kept = JSON.parse(localStorage.getItem(memory));
-    const given = new Set(kept.votes.map(vote => [vote.pair, vote.question, vote.choice].join(" ")));
-    voter.value = kept.voter;
-    for (const radio of radios) {
-      radio.checked = given.has([radio.dataset.pair, radio.dataset.question, radio.value].join(" "));
-    }
-  } catch (nothing) { }
-}
-
-function remember() {
-  try { localStorage.setItem(memory, JSON.stringify(ballot())); } catch (forbidden) { }
-}
-
-function count() {
-  bar.value = ballot().votes.length;
-  done.textContent = bar.value + " of " + bar.max + " answers";
-}
-
-function save() {
-  const filled = ballot(), open = bar.max - filled.votes.length;
-  if (!filled.voter) {
-    message.textContent = "Please type your name at the top: votes are counted by voter.";
-    voter.focus();
-    return;
-  }
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([JSON.stringify(filled, null, 1)], {type: "application/json"}));
-  link.download = "votes_" + filled.voter.replace(/[^\\p{L}\\p{N}-]+/gu, "_") + ".json";
-  link.click();
-  const missing = open ? " Still open: " + open + " answers." : " Thank you!";
-  message.textContent = "Saved as " + link.download + "." + missing;
-}
-
-form.addEventListener("input", () => { remember(); count(); });
-form.addEventListener("submit", event => event.preventDefault());  // the enter key in the name would reload the page
-document.getElementById("save").addEventListener("click", save);
-document.addEventListener("play", event => {  // two sounds at once cannot be compared
-  for (const video of document.querySelectorAll("video")) if (video !== event.target) video.pause();
-}, true);
-recall();
-count();
-</script>
-</body>
-</html>
-""")
