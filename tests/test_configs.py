@@ -1,0 +1,31 @@
+"""configs/accelerate/: accelerate reads each file as what its name says."""
+
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+
+import models.flav
+
+CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "machines", "processes"),
+    [("gpu_1", "NO", 1, 1), ("ddp_8", "MULTI_GPU", 1, 8), ("fsdp_8", "FSDP", 1, 8), ("ddp_2x8", "MULTI_GPU", 2, 16)],
+)
+def test_config_is_what_its_name_says(name, kind, machines, processes):
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert config.distributed_type == kind and config.mixed_precision == "bf16"
+    assert (config.num_machines, config.num_processes, config.use_cpu) == (machines, processes, False)
+
+
+def test_every_config_is_tested_and_says_what_it_is_for():
+    names = {path.stem for path in CONFIGS.iterdir()}
+    assert names == {"gpu_1", "ddp_8", "fsdp_8", "ddp_2x8"}
+    assert all(path.read_text().startswith("# ") for path in CONFIGS.iterdir())
+
+
+def test_fsdp_wraps_the_blocks_of_the_model():
+    wrapped = load_config_from_file(str(CONFIGS / "fsdp_8.yaml")).fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
+    assert isinstance(getattr(models.flav, wrapped, None), type)
