@@ -61,6 +61,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """Which checkpoint, on what device: for every script that samples."""
     group = parser.add_argument_group("checkpoint")
     group.add_argument("--model-ckpt", required=True, help="folder that train.py exported, released folder, or hub id")
+    group.add_argument("--adapter", help="folder of a LoRA adapter that train.py --lora-rank left, for its own base")
     group.add_argument("--audio-scale", type=float, help="of a released checkpoint of another data set; ours store it")
     group.add_argument("--codec-source", help="local directory or hub id of the frame codec, if not the stored one")
     group.add_argument("--vocoder", choices=["hifigan", "griffin-lim"], help="griffin-lim does without trained weights")
@@ -86,7 +87,8 @@ def load_pipeline(args: argparse.Namespace):
         reason = str(error).splitlines()[0]
         raise ValueError(f"--device {device} cannot be used ({reason}); choose another, or leave it out") from None
     dtype = getattr(torch, args.dtype)
-    pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, args.audio_scale, args.codec_source, args.vocoder)
+    facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter)
+    pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts)
     share_cores(pipe.model)
     return pipe
 

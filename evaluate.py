@@ -7,6 +7,7 @@ Other uses: --sweep (quality against time), --user-study and --tally (people cho
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -37,7 +38,8 @@ def parse(argv=None):
     p.add_argument(
         "--metrics", nargs="+", choices=METRICS, default=["fvd", "kvd", "fad", "sync"], help="what to measure"
     )
-    p.add_argument("--num", type=cli.positive, default=PAPER, help="clips of 16 frames on either side")
+    p.add_argument("--num", "--num-clips", type=cli.positive, default=PAPER, help="clips of 16 frames on either side; "
+                   "torchrun takes --num for its own, so give it the longer name")  # fmt: skip
     p.add_argument("--allow-fewer", action="store_true", help="go on when a folder has fewer")
     p.add_argument(
         "--features",
@@ -115,7 +117,7 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     """Look at folders and weights: all that can be wrong is said before long work.
 
     Raises:
-        ValueError, OSError: a folder has too few clips, or weights are missing.
+        ValueError, OSError: a folder has too few clips, weights are missing, or the device cannot be used.
     """
     import torch
     from tqdm import tqdm
@@ -127,7 +129,11 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     bar = partial(tqdm, disable=not processes.is_main_process, unit="clip")
     chosen = {name: measure for name, measure in measures().items() if name in args.metrics}
     device = str(processes.device) if args.device is None else args.device
-    torch.empty(1, device=device)
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used ({reason}); choose another, or leave it out") from None
     files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights}
     extractors = {}
     for kind in {network: None for measure in chosen.values() for network in measure.networks}:
@@ -142,7 +148,10 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     for folder in folders[:2]:
         enough(folder, args)
     how = (args.cache, processes, args.batch_size, args.seed, bar, args.predict_frames)
-    return Setting(*folders, args.num, extractors, *how), chosen
+    setting = Setting(*folders, args.num, extractors, *how)
+    for one in chosen.values():
+        one.check(setting)
+    return setting, chosen
 
 
 def enough(folder: Folder, args) -> None:
@@ -172,7 +181,7 @@ def measure(setting: Setting, chosen: dict[str, Measure]) -> tuple[Result, dict[
 
 
 def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
-    """What metrics.json says."""
+    """What metrics.json says; what is no number there is null."""
     networks = {
         name: {**found.facts, "computed": found.computed, "cached": found.cached,
                "seconds_per_clip": found.seconds_per_clip, "seconds_of_2048_here": found.seconds_per_clip
@@ -180,8 +189,8 @@ def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
         for name, found in setting.extracted.items()
     }  # fmt: skip
     return {
-        "figures": [asdict(figure) for figure in result.figures],
-        "data": result.data,
+        "figures": _finite([asdict(figure) for figure in result.figures]),
+        "data": _finite(result.data),
         "folders": {name: folder.facts() for name in ("fake", "real", "train") if (folder := getattr(setting, name))},
         "features": networks,
         "seconds": seconds,
@@ -189,6 +198,15 @@ def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "machine": cli.machine(),
     }
+
+
+def _finite(value):
+    """NaN and infinity as None, at any depth: JSON has neither."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write(args, setting: Setting, result: Result, seconds: dict[str, float]) -> None:
@@ -238,7 +256,9 @@ def sweep(args) -> None:
         for figure in result.figures:
             points.setdefault(figure.name, []).append((each, figure.value, value))
     if processes.is_main_process:
-        cli.write_json(args.results_dir / "sweep.json", {"option": option, "rows": rows, "machine": cli.machine()})
+        cli.write_json(
+            args.results_dir / "sweep.json", {"option": option, "rows": _finite(rows), "machine": cli.machine()}
+        )
         against_seconds(points).savefig(args.results_dir / "sweep.png")
         for row in rows:
             values = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"])
@@ -250,9 +270,13 @@ def sampled(args, films: Path, option: str, value: str) -> None:
     """Run sample.py as a user would, unless an earlier sweep did.
 
     Raises:
-        ValueError: it failed; its last line says why.
+        ValueError: it failed, and its last line says why; or the films there are of another checkpoint, seed or number.
     """
     if (films / "run.json").exists():
+        there = json.loads((films / "run.json").read_text())["arguments"]
+        asked = {"model_ckpt": args.model_ckpt, "num_videos": args.num, "seed": args.seed}
+        if other := {name: there.get(name) for name, value in asked.items() if there.get(name) != value}:
+            raise ValueError(f"{films} holds films of {other}; give another --results-dir, or remove it")
         return
     command = [sys.executable, HERE / "sample.py", "--model-ckpt", args.model_ckpt, "--num-videos", args.num,
                f"--{option}", value, "--results-dir", films, "--seed", args.seed]  # fmt: skip

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import cli
 
-ARCHITECTURE = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype")  # of a whole run
+SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze")
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
@@ -52,6 +52,13 @@ def parse(argv=None) -> argparse.Namespace:
     model.add_argument("--codec-source", help="local directory or hub id of its weights, if not the usual")
     model.add_argument("--use-sd-vae", action="store_true", help="the same as --codec sd-vae")
     model.add_argument("--vocoder", default="griffin-lim", help="griffin-lim, or a folder with a HiFi-GAN")
+
+    tune = p.add_argument_group("fine-tuning")
+    tune.add_argument("--init-from", help="checkpoint to begin with: a folder, a released one, or a hub id; classes "
+                      "and window may be others")  # fmt: skip
+    tune.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters that stay: 'blocks.0.*'")
+    tune.add_argument("--lora-rank", type=cli.whole, default=0, help="train an adapter of this rank instead of the "
+                      "weights; 0 for none")  # fmt: skip
 
     optim = p.add_argument_group("training")
     optim.add_argument("--batch-size", type=cli.positive, default=16, help="clips per process")
@@ -90,6 +97,10 @@ def parse(argv=None) -> argparse.Namespace:
         args.codec_source = str(Path(args.codec_source).resolve())  # the export is read from anywhere
     if args.use_sd_vae and args.codec != "sd-vae":
         p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
+    if args.lora_rank and not args.init_from:
+        p.error("--lora-rank adapts a trained model; give it with --init-from")
+    if args.lora_rank and args.freeze:
+        p.error("--lora-rank trains nothing but its adapter; leave --freeze out")
     if args.batch_size % args.micro_batches:
         p.error(
             f"--micro-batches {args.micro_batches} does not divide --batch-size {args.batch_size}; choose a divisor"
@@ -138,7 +149,7 @@ def train(args) -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.tracker, project_config=config)
     device, ranks, dtype = accelerator.device, accelerator.num_processes, getattr(torch, args.dtype)
     facts = {"seed": args.seed, "global_batch": args.batch_size * ranks}
-    facts |= {name: getattr(args, name) for name in ARCHITECTURE}
+    facts |= {name: getattr(args, name) for name in SAME}
 
     check_names(args)
     with accelerator.main_process_first():
@@ -146,14 +157,15 @@ def train(args) -> None:
     codec.to(device)
     torch.manual_seed(args.seed)
     model = raw_model = FLAV(**model_config(args, codec)).to(dtype)
+    params = finetuned(args, model, codec.spec.class_names)
     optimiser = torch.optim.AdamW(
-        model.parameters(), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
+        params, lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
     )
     cli.share_cores(model)
     if args.compile:
         for block in model.blocks:
             block.compile()
-    ema = EMAModel(model.parameters(), decay=args.ema_decay)
+    ema = EMAModel(params, decay=args.ema_decay)
     accelerator.register_for_checkpointing(ema)
     model, optimiser = accelerator.prepare(model, optimiser)
     first_step = resume(accelerator, args.experiment_dir, **facts)
@@ -197,12 +209,12 @@ def train(args) -> None:
             for group in optimiser.param_groups:
                 group["lr"] = lr
             loss = backward(accelerator, model, inputs, WEIGHTS[args.sampling], args.micro_batches)
-            norm = accelerator.clip_grad_norm_(model.parameters(), args.clip_grad_norm)
+            norm = accelerator.clip_grad_norm_(params, args.clip_grad_norm)
             if accelerator.scaler is None:  # a scaler looks for infinities itself
                 optimiser.optimizer.found_inf = (~norm.isfinite()).float()  # if 1 the fused kernel changes nothing
             optimiser.step()
             optimiser.zero_grad()
-            ema.step(raw_model.parameters())
+            ema.step(params)
             meter.add(loss, inputs["times"], norm)
 
             done = step + 1
@@ -219,10 +231,10 @@ def train(args) -> None:
             if done % args.ckpt_every == 0 or done == args.max_steps or stopping:
                 save_checkpoint(accelerator, args.experiment_dir, done, args.ckpt_limit, **facts)
                 if accelerator.is_main_process:
-                    with averaged(ema, raw_model):
+                    with averaged(ema, params):
                         export(args, raw_model, codec, done)
             if args.sample_every and done % args.sample_every == 0 and accelerator.is_main_process:
-                with averaged(ema, raw_model):
+                with averaged(ema, params):
                     preview(args, raw_model, codec, done, device)
             if stopping:
                 log.info("stopped with a checkpoint at step %s; the same command goes on", done)
@@ -249,6 +261,23 @@ def dry_report(args, model, clips: int, ranks: int, device) -> str:
         f"{seconds:.3g} s per step, peak memory {peak / 2**30:.1f} GiB of a process on {device}\n"
         f"{args.whole} steps would take {hours:.3g} hours"
     )
+
+
+def finetuned(args, model, class_names: tuple[str, ...]) -> list:
+    """Begin with the weights of --init-from, and choose what is trained: these parameters.
+
+    Raises:
+        ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
+    """
+    from pipeline.finetune import add_lora, freeze, initialise, trainable
+
+    if args.init_from:
+        log.info("%s", initialise(model, args.init_from, class_names))
+    if args.freeze:
+        log.info("%s numbers are trained", freeze(model, args.freeze))
+    if args.lora_rank:
+        log.info("%s numbers are trained, of rank %s", add_lora(model, args.lora_rank), args.lora_rank)
+    return trainable(model)
 
 
 def told_to_stop(accelerator, stop: cli.Stop, done: int) -> bool:
@@ -307,7 +336,10 @@ def prepare(args):
         facts["audio_scale"] = args.audio_scale
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
     if not folder.is_dir():
-        codec = make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
+        if args.init_from:
+            codec = codec_of(args.init_from, wanted, args.audio_scale)
+        else:
+            codec = make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
         with replaced_folder(folder) as part:
             codec.save(part)
     codec = AVCodec.load(folder)
@@ -318,6 +350,14 @@ def prepare(args):
                 "another --experiment-dir"
             )
     return dataset, codec
+
+
+def codec_of(source: str, wanted, audio_scale: float | None):
+    """The codecs of a checkpoint to begin with, whose weights mean nothing with others; classes are the data's."""
+    from pipeline import AVCodec, AVPipeline
+
+    codec = AVPipeline.from_pretrained(source, audio_scale=audio_scale).codec
+    return AVCodec(replace(codec.spec, class_names=wanted.class_names, step=0), codec.frames, codec.vocoder)
 
 
 def model_config(args, codec) -> dict:
@@ -353,9 +393,13 @@ def complaint(args, first: int, dataset, order) -> str:
 
 
 def export(args, model, codec, step: int) -> None:
-    """export/: a self-describing checkpoint with the weights that the model has now."""
+    """export/: a self-describing checkpoint with the weights that the model has now; adapter/ beside it with LoRA."""
+    from pipeline.finetune import merged, save_adapter
     from pipeline.storage import replaced_folder
 
+    if args.lora_rank:
+        save_adapter(model, args.experiment_dir / "adapter", {"step": step, "base": args.init_from})
+        model = merged(model)
     with replaced_folder(args.experiment_dir / "export") as part:
         model.save_pretrained(part)
         codec.save(part)
@@ -369,13 +413,13 @@ def preview(args, model, codec, step: int, device, clips: int = 4) -> None:
     from contact import Clip, contact_sheets
     from data.av import write_clip
     from pipeline import AVPipeline
+    from pipeline.finetune import merged
 
+    model = merged(model) if args.lora_rank else copy.deepcopy(model)
     spec, folder = codec.spec, args.experiment_dir / args.results_dir / f"step_{step:07d}"
     folder.mkdir(parents=True, exist_ok=True)
     y = torch.arange(clips) % len(spec.class_names) if spec.class_names else None
-    made = AVPipeline(copy.deepcopy(model), codec, device).sample(
-        list(range(clips)), args.video_length, y, seed=args.seed
-    )
+    made = AVPipeline(model, codec, device).sample(list(range(clips)), args.video_length, y, seed=args.seed)
     sheet = []
     for i, (frames, wave) in enumerate(zip(made.frames.cpu(), made.wave.cpu())):
         write_clip(folder / f"sample_{i:05d}.mp4", frames, wave, spec.fps, spec.sample_rate)

@@ -42,7 +42,7 @@ ALEXNET = "alexnet-owt-7be5be79.pth"  # weights of LPIPS, where torchvision keep
 
 def long(setting: Setting) -> Result:
     """Drift of picture and sound as the networks see them, and all of `loops`."""
-    videos, frames = _long_videos(setting)
+    videos, frames = long_videos(setting)
     starts = window_starts(frames, FRAMES, STRIDE)
     picture, sound = (_drift(setting, videos, starts, *which) for which in ((Motion, "picture"), (Sound, "sound")))
     return picture + sound + loops(setting)
@@ -50,18 +50,18 @@ def long(setting: Setting) -> Result:
 
 def loops(setting: Setting) -> Result:
     """The jump where pre-rolling ends, drift of the mean picture, and loops: all without a network."""
-    videos, frames = _long_videos(setting)
+    videos, frames = long_videos(setting)
     sign, named = signature()
     seen = _distances(setting, videos, frames, sign, named)
     what = f"the first {frames} frames at {FPS} fps; {named}"
     return _jump(seen, setting.prerolled, what) + _moved(seen, frames, what) + _repeats(videos, seen, frames, what)
 
 
-def _long_videos(setting: Setting) -> tuple[list[Video], int]:
+def long_videos(setting: Setting) -> tuple[list[Video], int]:
     """The long videos among the generated ones, and how many frames of each are looked at.
 
     Raises:
-        ValueError: there are fewer than two.
+        ValueError: there are fewer than two, or they end where pre-rolling does.
     """
     videos = [video for video in setting.fake.videos if video.frames >= FEWEST][: setting.num]
     if len(videos) < 2:
@@ -69,7 +69,12 @@ def _long_videos(setting: Setting) -> tuple[list[Video], int]:
             f"{setting.fake.path} has {len(videos)} videos of {FEWEST} frames or more at {FPS} fps, and long videos "
             "are judged from 2; make some with sample.py --video-length 240"
         )
-    return videos, min(MOST, *(video.frames for video in videos))
+    frames = min(MOST, *(video.frames for video in videos))
+    if not 1 < setting.prerolled < frames - 1:
+        raise ValueError(
+            f"--predict-frames {setting.prerolled} leaves nothing to compare in {frames} frames; give the model's"
+        )
+    return videos, frames
 
 
 def _drift(setting: Setting, videos: list[Video], starts: list[int], kind, name: str) -> Result:
@@ -206,4 +211,4 @@ def _distances(setting: Setting, videos: list[Video], frames: int, sign: Callabl
 
     keys = [f"{video.sha256}:{frames}:{named}" for video in videos]
     bar = partial(setting.progress, desc="loops")
-    return shared(videos, keys, look, setting.cache / VERSION, setting.processes, lambda n: bar(total=n))[0]
+    return shared(videos, keys, look, setting.cache / VERSION, setting.processes, lambda n: bar(total=n)).arrays

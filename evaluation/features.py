@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -50,7 +52,8 @@ class Extractor:
             self.weights = RANDOM
         else:
             weights.load(self.net, file, self.source, self.prefix)
-            self.weights = hashlib.file_digest(file.open("rb"), "sha256").hexdigest()
+            with file.open("rb") as published:
+                self.weights = hashlib.file_digest(published, "sha256").hexdigest()
         self.net, self.device = self.net.eval().to(device), device
 
     @cached_property
@@ -140,18 +143,27 @@ def extract(
         groups.pop()  # one clip alone cannot be normalised over its batch
     together = max(1, batch_size // extractor.group)
     keys = ["|".join(clip.key for clip in group) for group in groups]
-    made, computed, seconds = shared(
+    made = shared(
         groups, keys, lambda missing: _embedded(missing, extractor, together), cache / extractor.identity, processes,
         lambda total: progress(total=total, desc=extractor.name),
     )  # fmt: skip
-    features = torch.from_numpy(np.concatenate([group["features"] for group in made]))
-    computed, each = computed * extractor.group, seconds and seconds / extractor.group
-    return Extracted(features, min(computed, len(features)), max(0, len(features) - computed), each, extractor.facts)
+    features = torch.from_numpy(np.concatenate([arrays["features"] for arrays in made.arrays]))
+    computed, mine = (sum(map(len, some)) for some in (made.computed, made.mine))
+    each = made.seconds / mine if mine else None
+    return Extracted(features, computed, len(features) - computed, each, extractor.facts)
 
 
-def shared(
-    items: list, keys: list[str], compute: Callable, folder: Path, processes, progress: Callable
-) -> tuple[list[dict[str, np.ndarray]], int, float | None]:
+@dataclass(frozen=True)
+class Shared:
+    """The arrays of all items; which items were computed by all processes of this run, and which here, in how long."""
+
+    arrays: list[dict[str, np.ndarray]]
+    computed: list
+    mine: list
+    seconds: float
+
+
+def shared(items: list, keys: list[str], compute: Callable, folder: Path, processes, progress: Callable) -> Shared:
     """What `compute` makes of items: taken from a folder where it is there, else computed, a share by each process.
 
     Args:
@@ -160,21 +172,25 @@ def shared(
         folder: that all processes see; an interrupted run goes on with what it holds.
         processes: an `accelerate.PartialState`.
         progress: makes a bar of a total.
-    Returns:
-        the arrays of each item, how many items were computed by all, seconds that one took in this process.
+    Raises:
+        ValueError: what another process computed is not there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = {item: folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz" for item, key in zip(items, keys)}
-    missing = [item for item, file in files.items() if not file.exists()]
+    files = [folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz" for key in keys]
+    found = {file: _load(file) for file in files}
+    missing = {item: file for file, item in dict(zip(files, items)).items() if found[file] is None}
     processes.wait_for_everyone()  # so that all see the same files before the first is written
-    mine, began = missing[processes.process_index :: processes.num_processes], time.perf_counter()
+    mine, began = list(missing)[processes.process_index :: processes.num_processes], time.perf_counter()
     with progress(len(mine)) as bar:
         for item, arrays in compute(mine):
-            _save(files[item], arrays)
+            _save(missing[item], arrays)
             bar.update()
-    seconds = (time.perf_counter() - began) / len(mine) if mine else None
+    seconds = time.perf_counter() - began
     processes.wait_for_everyone()
-    return [_load(files[item]) for item in items], len(missing), seconds
+    found |= {file: _load(file) for file in missing.values()}
+    if lost := [file for file, arrays in found.items() if arrays is None]:
+        raise ValueError(f"{lost[0]} was computed but is not there; give --cache a folder that all processes see")
+    return Shared([found[file] for file in files], list(missing), mine, seconds)
 
 
 @torch.inference_mode()
@@ -217,6 +233,10 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     part.replace(path)
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as file:
-        return dict(file)
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    """None if there is no such file, or it is damaged: it is only a cache."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile, zlib.error):
+        return None

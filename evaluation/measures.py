@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DRAWS = 50  # subsets of a band: a Fréchet distance of 2048 clips takes a second
 FAD_SCALE = 1e4  # of the published FAD
+FEWEST = 4  # clips of a side; intervals take halves, and a distance takes 2
 LEVEL = "95 %"
 
 
@@ -175,25 +176,37 @@ def memorised(setting: Setting) -> Result:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure, the networks that it needs, whether videos need a sound track and training clips, and their length."""
+    """A measure, the networks that it needs, whether videos need a sound track, and what refuses a setting early."""
 
     run: Callable[[Setting], Result]
     networks: tuple[type[Extractor], ...] = ()
     sound: bool = False
-    train: bool = False
+    check: Callable[[Setting], object] = lambda setting: None
+
+
+def enough_clips(setting: Setting) -> None:
+    """Refuse sides of which no interval can be made.
+
+    Raises:
+        ValueError: a side has fewer than 4 clips.
+    """
+    for folder in (setting.fake, setting.real):
+        if (found := len(folder.clips(setting.num))) < FEWEST:
+            raise ValueError(f"{folder.path} gives {found} clips, and distances need {FEWEST}; give more, or a --num "
+                             f"of at least {FEWEST}")  # fmt: skip
 
 
 def measures() -> dict[str, Measure]:
     """Those that evaluate.py offers, by name."""
-    from evaluation.drift import long, loops
-    from evaluation.synchrony import sync
+    from evaluation.drift import long, long_videos, loops
+    from evaluation.synchrony import enough_videos, sync
 
     return {
-        "fvd": Measure(fvd, (Motion,)),
-        "kvd": Measure(kvd, (Motion,)),
-        "fad": Measure(fad, (CompatSound, Sound), sound=True),
-        "sync": Measure(sync, sound=True),
-        "long": Measure(long, (Motion, Sound), sound=True),
-        "loops": Measure(loops),
-        "memorisation": Measure(memorised, (Motion,), train=True),
+        "fvd": Measure(fvd, (Motion,), check=enough_clips),
+        "kvd": Measure(kvd, (Motion,), check=enough_clips),
+        "fad": Measure(fad, (CompatSound, Sound), sound=True, check=enough_clips),
+        "sync": Measure(sync, sound=True, check=enough_videos),
+        "long": Measure(long, (Motion, Sound), sound=True, check=long_videos),
+        "loops": Measure(loops, check=long_videos),
+        "memorisation": Measure(memorised, (Motion,)),
     }

@@ -13,12 +13,17 @@ DPI = 110
 EVERY = 4  # of a clip's 16 frames that are shown
 
 
+def plain(text: str) -> str:
+    """Text of which no letter is taken for a formula: files may be called anything."""
+    return text.replace("$", r"\$")
+
+
 def curves(lines: dict[str, tuple], title: str, x: str, y: str) -> Figure:
     """Lines (xs, ys) or, with a band, (xs, ys, low, high), by name."""
     figure = Figure(figsize=(7, 3.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for name, (xs, ys, *band) in lines.items():
-        (line,) = axes.plot(xs, ys, label=name)
+        (line,) = axes.plot(xs, ys, label=plain(name))
         if band:
             axes.fill_between(xs, *band, alpha=0.25, color=line.get_color(), label="95 %")
     axes.set(title=title, xlabel=x, ylabel=y)
@@ -37,7 +42,7 @@ def closest_pairs(pairs: list[tuple[Clip, Clip]], distances: list[float]) -> Fig
         for side, clip in zip(axes, pair):
             side.imshow(torch.cat(list(clip.picture()[::EVERY]), 1).numpy())  # frames side by side
             side.set(xticks=[], yticks=[])
-            side.set_title(f"{clip.video.path.name}, frame {clip.start}", fontsize="x-small")
+            side.set_title(plain(f"{clip.video.path.name}, frame {clip.start}"), fontsize="x-small")
         axes[0].set_ylabel(f"{distance:.3g}", fontsize="x-small")
     return figure
 

@@ -13,6 +13,7 @@ from hashlib import file_digest, sha256
 from html import escape
 from math import comb, sqrt
 from pathlib import Path
+from reprlib import repr as shown
 from statistics import NormalDist, quantiles
 from string import Template
 from typing import Any
@@ -179,6 +180,7 @@ def tally(key: Path, forms: Sequence[Path]) -> dict[str, Any]:
             twice, or a voter has two files.
     """
     record = _read(key, ("study", "a", "b", "questions", "pairs"), "give the key that was written with the study")
+    _check_key(key, record)
     if not forms:
         raise ValueError(f"there are no forms to count for {key}; give the files that voters sent back")
     ballots = _ballots(record, forms)
@@ -205,11 +207,28 @@ def _read(path: Path, names: Sequence[str], remedy: str) -> dict[str, Any]:
         raise ValueError(f"{path} does not exist; {remedy}")
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); {remedy}") from None
     if not isinstance(found, dict) or not all(name in found for name in names):
         raise ValueError(f"{path} lacks one of {', '.join(names)}; {remedy}")
     return found
+
+
+def _check_key(key: Path, record: dict[str, Any]) -> None:
+    """A key that was changed would give the votes to the wrong method, or to none."""
+    titles, questions, pairs = [record["a"], record["b"]], record["questions"], record["pairs"]
+    texts = [record["study"], *titles, *(questions.values() if isinstance(questions, dict) else [None])]
+    good = all(isinstance(text, str) for text in texts) and titles[0] != titles[1] and isinstance(pairs, list)
+    if not good or not all(_is_pair(entry, titles) for entry in pairs):
+        raise ValueError(f"{key} is damaged; give the key that was written with the study")
+
+
+def _is_pair(entry: Any, titles: list[str]) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("pair")) is not int:
+        return False
+    sides = [entry.get(side) for side in SIDES]
+    methods = [side.get("method") for side in sides if isinstance(side, dict)]
+    return methods in (titles, titles[::-1])
 
 
 def _ballots(record: dict[str, Any], forms: Sequence[Path]) -> dict[str, Votes]:
@@ -219,13 +238,13 @@ def _ballots(record: dict[str, Any], forms: Sequence[Path]) -> dict[str, Votes]:
         form = _read(path, ("study", "voter", "votes"), "ask the voter to save the votes again")
         if form["study"] != record["study"]:
             raise ValueError(
-                f"{path} votes in study {form['study']!r}, not {record['study']!r}; tally it with its own key"
+                f"{path} votes in study {shown(form['study'])}, not {shown(record['study'])}; tally it with its own key"
             )
         voter = " ".join(form["voter"].split()) if isinstance(form["voter"], str) else ""
         if not voter:
             raise ValueError(f"{path} has no name of a voter; write one into the file")
         if first := sent.get(voter.casefold()):
-            raise ValueError(f"{first} and {path} are both of voter {voter!r}; give one of them")
+            raise ValueError(f"{first} and {path} are both of voter {shown(voter)}; give one of them")
         sent[voter.casefold()], ballots[voter] = path, _votes(record, path, form["votes"])
     return ballots
 
@@ -239,11 +258,11 @@ def _votes(record: dict[str, Any], path: Path, votes: Any) -> Votes:
         for what in known:
             if vote.get(what) not in known[what]:
                 raise ValueError(
-                    f"{path} votes for {what} {vote.get(what)!r}, which the study does not have; remove that vote"
+                    f"{path} votes for {what} {shown(vote.get(what))}, which the study does not have; remove that vote"
                 )
         pair, question, choice = (vote[what] for what in known)
         if (pair, question) in meant:
-            raise ValueError(f"{path} votes twice for {question!r} of pair {pair}; remove one of the votes")
+            raise ValueError(f"{path} votes twice for {shown(question)} of pair {pair}; remove one of the votes")
         meant[pair, question] = "same" if choice == "same" else letters[pairs[pair][choice]["method"]]
     return meant
 

@@ -58,15 +58,23 @@ def sync(setting: Setting) -> Result:
     return Result(figures, {}, {"sync": data})
 
 
+def enough_videos(setting: Setting) -> None:
+    """Refuse sides whose sounds cannot be shuffled.
+
+    Raises:
+        ValueError: a side has fewer than 6 videos.
+    """
+    for folder in (setting.fake, setting.real):
+        if (found := len(folder.videos[: setting.num])) < FEWEST:
+            raise ValueError(f"{folder.path} gives {found} videos, and sync shuffles at least {FEWEST}; give more")
+
+
 def _events(setting: Setting, folder: Folder) -> list[dict[str, np.ndarray]]:
     """Events of each video of a folder, computed once per content and shared among processes."""
     videos = folder.videos[: setting.num]
-    if len(videos) < FEWEST:
-        raise ValueError(f"{folder.path} has {len(videos)} videos, and sync shuffles at least {FEWEST}; give more")
     bar = partial(setting.progress, desc="sync")
-    found, _, _ = shared(videos, [video.sha256 for video in videos], _look, setting.cache / VERSION, setting.processes,
-                         lambda total: bar(total=total))  # fmt: skip
-    return found
+    return shared(videos, [video.sha256 for video in videos], _look, setting.cache / VERSION, setting.processes,
+                  lambda total: bar(total=total)).arrays  # fmt: skip
 
 
 def _look(videos: list[Video]) -> Iterator[tuple[Video, dict[str, np.ndarray]]]:

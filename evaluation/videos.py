@@ -6,15 +6,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import file_digest
+from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
 
 from data.av import MediaError, probe, read_audio, read_frames
-from data.clips import SUFFIXES
+from data.clips import SPLITS, SUFFIXES
 
 FPS = 10  # grid on which all videos are compared; a file of another rate is read by time
 FRAMES = 16  # of a clip
+SLOWEST = 1  # fps of a file; at fewer its frames last so long that its clock is damaged
 SHOWN = 3  # problems in an error
 
 
@@ -78,29 +80,41 @@ class Folder:
         """
         rounds = max((video.frames // FRAMES for video in self.videos), default=0)
         turns = ((video, turn) for turn in range(rounds) for video in self.videos)
-        return [Clip(video, turn * FRAMES) for video, turn in turns if (turn + 1) * FRAMES <= video.frames][:num]
+        fitting = (Clip(video, turn * FRAMES) for video, turn in turns if (turn + 1) * FRAMES <= video.frames)
+        return list(islice(fitting, num))
 
 
-def find_videos(path: Path, split: str, sound: bool, progress: Callable = iter) -> Folder:
-    """Look at every video of a folder, or of the split of a data set, in all its folders.
+def find_videos(path: Path, split: str, sound: bool, progress: Callable | None = None) -> Folder:
+    """Look at every video of a folder, or of the split of a data set, in all its folders that are not hidden.
 
     Args:
         sound: whether videos without a sound track are a problem.
-        progress: wraps the work as tqdm does.
+        progress: wraps the work as tqdm does: progress(iterable, total=n).
     Raises:
-        ValueError: there is none that can be used.
+        ValueError: there is none that can be used, or it is a data set without that split.
     """
-    root = path / split if (path / split).is_dir() else path
-    files = sorted(p for p in root.rglob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    root = _root(path, split)
+    found = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
         raise ValueError(f"{root} has no videos ({', '.join(sorted(SUFFIXES))}); give a folder that has some")
     with ThreadPoolExecutor() as pool:
-        looked = list(progress(pool.map(lambda file: _look(file, sound), files), total=len(files)))
+        looked = pool.map(lambda file: _look(file, sound), files)
+        looked = list(progress(looked, total=len(files)) if progress else looked)
     videos = [found for found in looked if isinstance(found, Video)]
     problems = [(str(file), found) for file, found in zip(files, looked) if isinstance(found, str)]
     if not videos:
         raise ValueError(f"{root} has no usable video: {told(problems)}; replace them")
     return Folder(root, videos, problems)
+
+
+def _root(path: Path, split: str) -> Path:
+    """The split's folder in a data set, else the folder itself."""
+    if (path / split).is_dir():
+        return path / split
+    if others := [name for name in SPLITS if (path / name).is_dir()]:
+        raise ValueError(f"{path} has no folder {split!r}, but {' and '.join(others)}; give --split, or one of them")
+    return path
 
 
 def told(problems: list[tuple[str, str]]) -> str:
@@ -114,7 +128,9 @@ def _look(path: Path, sound: bool) -> Video | str:
     try:
         info = probe(path)
     except MediaError as error:
-        return str(error)
+        return str(error).removeprefix(f"{path} ").partition(";")[0]
+    if info.fps < SLOWEST:
+        return f"{info.fps:.2g} frames a second, so its clock is damaged"
     if sound and not info.has_audio:
         return "no sound track"
     if (frames := info.frames(FPS)) < FRAMES:

@@ -164,11 +164,11 @@ class Meter:
 
 
 @contextmanager
-def averaged(ema: EMAModel, model: nn.Module) -> Iterator[None]:
-    """Inside the block the model has its averaged weights."""
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
+def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block the parameters have their averaged values."""
+    ema.store(parameters)
+    ema.copy_to(parameters)
     try:
         yield
     finally:
-        ema.restore(model.parameters())
+        ema.restore(parameters)

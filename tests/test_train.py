@@ -219,6 +219,7 @@ def test_half_written_checkpoint_is_ignored_with_a_warning(killed):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (["--freeze", "blocks.0.*"], "was trained with freeze [], not"),
         (["--seed", 1], "was trained with seed 0, not 1"),
         (["--batch-size", 5], "was trained with global_batch 6, not 5"),
         (["--fusion", "none"], "was trained with fusion c, not none"),
@@ -309,6 +310,38 @@ def test_dry_run_says_what_a_run_would_take_and_leaves_nothing(balls, tmp_path, 
     assert "42 clips, 7.0 steps per epoch of 6 clips on each of 1 process" in said
     assert "1000 steps would take" in said and "s per step, peak memory" in said
     assert list(tmp_path.iterdir()) == []
+
+
+# -------------------------------------------------------------------------------------------------------- fine-tuning
+
+
+def test_lora_trains_an_adapter_of_the_base_resumes_and_is_loaded_beside_it(finished, balls, tmp_path):
+    base = finished[0] / "export"
+    how = ("--cache-latents", "--batch-size", 6, "--lr", 1e-2, "--init-from", base, "--lora-rank", 4, "--ckpt-every", 2)
+    train.main(argv(balls, tmp_path / "stopped", *how, "--max-steps", 2))
+    for name in ("stopped", "whole"):
+        train.main(argv(balls, tmp_path / name, *how, "--max-steps", 4))
+    trained, whole = (AVPipeline.from_pretrained(tmp_path / name / "export").model for name in ("stopped", "whole"))
+    beside = AVPipeline.from_pretrained(base, adapter=tmp_path / "stopped/adapter").model
+    plain = AVPipeline.from_pretrained(base).model
+    weights = trained.state_dict()
+    assert all(x.equal(weights[name]) for name, x in whole.state_dict().items())
+    assert all(torch.allclose(x, weights[name], atol=1e-6) for name, x in beside.state_dict().items())
+    moved = [name for name, x in plain.state_dict().items() if not x.equal(weights[name])]
+    assert {name.split(".")[-2] for name in moved} == {"qkv", "proj", "fc1", "fc2"}
+
+
+def test_run_begins_with_the_codec_and_weights_of_another_and_keeps_what_is_frozen(finished, balls, tmp_path, caplog):
+    base = finished[0] / "export"
+    train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size", 6, "--max-steps", 2, "--init-from", base,
+                    "--predict-frames", 8, "--freeze", "blocks.0.*", "video_*"))  # fmt: skip
+    assert "the first 8 of 10 frames fill 8 of 8" in caplog.text
+    old, new = (AVPipeline.from_pretrained(folder) for folder in (base, tmp_path / "export"))
+    assert new.spec.audio_scale == old.spec.audio_scale
+    before, after = old.model.state_dict(), new.model.state_dict()
+    same = {name for name, x in after.items() if x.equal(before[name])}
+    frozen = {name for name in after if name.startswith(("blocks.0.", "video_")) and "frame" not in name}
+    assert frozen <= same and not any(name.startswith("blocks.1.") for name in same)
 
 
 # ------------------------------------------------------------------------------------------------------ two processes
