@@ -81,11 +81,7 @@ def load_pipeline(args: argparse.Namespace):
     from pipeline import AVPipeline
 
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device} cannot be used ({reason}); choose another, or leave it out") from None
+    check_device(device)
     dtype = getattr(torch, args.dtype)
     facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter)
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts)
@@ -102,6 +98,17 @@ def join_processes(args) -> "PartialState":
     if args.device is None and parse_flag_from_env("ACCELERATE_USE_CPU"):
         args.device = "cpu"
     return PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
+
+
+def check_device(device: str) -> None:
+    """Raise a ValueError if a device cannot be used."""
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {device} cannot be used ({reason}); choose another, or leave it out") from None
 
 
 def share_cores(model) -> None:

@@ -119,29 +119,14 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     Raises:
         ValueError, OSError: a folder has too few clips, weights are missing, or the device cannot be used.
     """
-    import torch
     from tqdm import tqdm
 
-    from evaluation.features import Motion
     from evaluation.measures import Setting, measures
     from evaluation.videos import find_videos
 
     bar = partial(tqdm, disable=not processes.is_main_process, unit="clip")
     chosen = {name: measure for name, measure in measures().items() if name in args.metrics}
-    device = str(processes.device) if args.device is None else args.device
-    try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {device} cannot be used ({reason}); choose another, or leave it out") from None
-    files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights}
-    extractors = {}
-    for kind in {network: None for measure in chosen.values() for network in measure.networks}:
-        how = {"antialias": args.antialias} if kind is Motion else {}
-        try:
-            extractors[kind] = kind(files[kind.name] if args.features == "pretrained" else None, device, **how)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}, or give --features random to try the rest without") from None
+    extractors = networks(args, chosen, str(processes.device) if args.device is None else args.device)
     sound = any(measure.sound for measure in chosen.values())
     folders = [find_videos(path, split, sound, partial(bar, desc="looking")) if path else None
                for path, split in ((fake, args.split), (args.real, args.split), (args.train, "train"))]  # fmt: skip
@@ -152,6 +137,22 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     for one in chosen.values():
         one.check(setting)
     return setting, chosen
+
+
+def networks(args, chosen: dict[str, Measure], device: str) -> dict:
+    """The networks that the measures need, with their weights, by class."""
+    from evaluation.features import Motion
+
+    cli.check_device(device)
+    files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights}
+    made = {}
+    for kind in {network: None for measure in chosen.values() for network in measure.networks}:
+        how = {"antialias": args.antialias} if kind is Motion else {}
+        try:
+            made[kind] = kind(files[kind.name] if args.features == "pretrained" else None, device, **how)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}, or give --features random to try the rest without") from None
+    return made
 
 
 def enough(folder: Folder, args) -> None:
