@@ -1,12 +1,13 @@
 """Folders of videos as a data set of clips: root/train/[class/]file.mp4, root/test/[class/]file.mp4."""
 
 import json
+import math
 import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ SPLITS = ("train", "test")
 PEAK = 0.95  # of a normalised wave
 SILENCE = 1e-4  # a track that never gets louder (-80 dB) is silent
 VERSION = 1  # of the index file
+MOST_FRAMES = 2**31  # of one file: seven years at 10 fps
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,19 @@ def _outdated(entry: Entry | None, path: Path) -> bool:
 
 
 def _load_cache(cache: Path) -> dict[str, Entry]:
-    """Entries by path; none if there is no cache, or it is damaged or of another version: it is only a cache."""
+    """Sound entries by path; none if there is no cache, or it is of another version: it is only a cache."""
     try:
         saved = json.loads(cache.read_text())
-        return {e["path"]: Entry(**e) for e in saved["entries"]} if saved["version"] == VERSION else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = [Entry(**e) for e in saved["entries"]] if saved["version"] == VERSION else []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
+    return {entry.path: entry for entry in entries if _is_sound(entry)}
+
+
+def _is_sound(entry: Entry) -> bool:
+    """Whether `examine` could have made this entry."""
+    typed = all(type(getattr(entry, field.name)) is field.type for field in fields(Entry))
+    return typed and 0 <= entry.frames < MOST_FRAMES and (bool(entry.problem) or SILENCE < entry.peak < math.inf)
 
 
 def _save_cache(cache: Path, entries: list[Entry]) -> None:

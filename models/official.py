@@ -45,10 +45,10 @@ def is_official(state: dict[str, Tensor]) -> bool:
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Released state dict -> ours."""
     ours = {_rename(key, _NAMES): value for key, value in state.items()}
-    for key in _FRAME_TABLES:
-        ours[key] = ours[key][0, :, 0]
-    for key in _TOKEN_TABLES:
-        ours[key] = ours[key][0, 0]
+    for key, axis in [(key, 2) for key in _FRAME_TABLES] + [(key, 1) for key in _TOKEN_TABLES]:
+        table = ours.get(key)
+        if table is not None and table.ndim == 4 and table.shape[0] == table.shape[axis] == 1:
+            ours[key] = table.flatten(0, 2)  # (N, D); `FLAV.load` tells if it is missing or has another shape
     return _swap_shift_and_scale(ours)
 
 
@@ -81,7 +81,7 @@ def _swap_shift_and_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """(scale, shift, gate) <-> (shift, scale, gate) in the feed-forward modulations; its own inverse."""
     state = dict(state)
     for key in state:
-        if "_mlp_adaln." in key:
+        if "_mlp_adaln." in key and state[key].ndim and len(state[key]) % 3 == 0:
             first, second, gate = state[key].chunk(3)
             state[key] = torch.cat([second, first, gate])
     return state

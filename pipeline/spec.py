@@ -1,8 +1,13 @@
 """The facts of a checkpoint that its weights do not hold, and where checkpoints are found."""
 
+import inspect
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from reprlib import repr as shown
+from textwrap import shorten
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,6 +18,14 @@ from vocoder.mel import HOP, SAMPLE_RATE
 
 # Of the two released checkpoints, whose folders do not say it themselves.
 RELEASED_AUDIO_SCALES = {"R-FLAV-B-1-AIST": 3.5009668382765917, "R-FLAV-B-1-LS": 3.0951129410195515}
+CHOICES = {
+    "resize": ("pad", "crop"),
+    "normalise": ("file", "clip"),
+    "channels": ("mean", "first"),
+    "codec": tuple(CODECS),
+    "vocoder": tuple(VOCODERS),
+}
+LARGEST, LONGEST = 2**31 - 1, 40  # number and text in a config
 FILES = ["config.json", "model.safetensors", "pipeline.json", "vocoder/*", "codec/*"]  # of a checkpoint
 
 
@@ -36,17 +49,31 @@ class AVSpec:
     step: int = 0  # of training
 
     def __post_init__(self):
+        self._check_types()
         object.__setattr__(self, "class_names", tuple(self.class_names))  # JSON knows lists only
         if self.sample_rate % (self.fps * self.hop):
             raise ValueError(
                 f"{self.sample_rate} Hz / {self.fps} fps / hop {self.hop} is not a whole number of mel frames per "
                 f"video frame; choose a hop that divides {self.sample_rate / self.fps:g}"
             )
-        if not 0 < self.audio_scale < float("inf"):
-            raise ValueError(f"audio scale {self.audio_scale} is not positive; take about 1 / std of the mel")
-        for name, registry in (("codec", CODECS), ("vocoder", VOCODERS)):
-            if getattr(self, name) not in registry:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown; choose one of {', '.join(registry)}")
+        if not 0 < self.audio_scale < LARGEST:
+            raise ValueError(f"audio scale {shown(self.audio_scale)} is not positive; take about 1 / std of the mel")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {shown(getattr(self, name))} is unknown; choose one of {', '.join(choices)}")
+
+    def _check_types(self) -> None:
+        """Facts come from files of others: each must be what its annotation says, sizes and rates above 0."""
+        for name, kind in ((f.name, f.type) for f in fields(self)):
+            value, least = getattr(self, name), 0 if name == "step" else 1
+            if name == "class_names":
+                good = isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
+            elif kind is int:
+                good = _is_number(value, int, least)
+            else:
+                good = isinstance(value, (int, float) if kind is float else kind)
+            if not good or (isinstance(value, str) and not value.isprintable()):
+                raise ValueError(f"{name} is {shown(value)}, which it cannot be; give it as AVSpec describes it")
 
     @property
     def mel_per_frame(self) -> int:  # S
@@ -62,10 +89,28 @@ class AVSpec:
     @classmethod
     def load(cls, folder: Path) -> "AVSpec":
         path = Path(folder) / "pipeline.json"
-        saved, known = json.loads(path.read_text()), {f.name for f in fields(cls)}
+        saved, known = _read_object(path), {f.name for f in fields(cls)}
         if strange := sorted(set(saved) - known):
-            raise ValueError(f"{path} has {strange}, unknown to this version ({sorted(known)})")
+            raise ValueError(
+                f"{path} has {shown(strange)}, unknown to this version; it knows {', '.join(sorted(known))}"
+            )
         return cls(**saved)
+
+
+def _is_number(value: Any, kind: type, least: int) -> bool:
+    """Whether a value from a JSON file is a number of this kind, neither too small nor absurd."""
+    return isinstance(value, (int, kind)) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint."""
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); fetch or export it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (no JSON object, but {shown(found)}); fetch or export it again")
+    return found
 
 
 def released_spec(model: FLAV, source: str, audio_scale: float | None) -> AVSpec:
@@ -95,15 +140,53 @@ def fetch_checkpoint(source: str) -> Path:
         FileNotFoundError, ValueError: there is neither, or one of its files is damaged.
     """
     folder = Path(source) if Path(source).is_dir() else _download(source)
+    sizes = {}
     for path in (path for pattern in FILES for path in sorted(folder.glob(pattern))):
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text())
-            elif path.suffix == ".safetensors":
-                safe_open(path, framework="pt")  # reads the header and compares it with the size of the file
-        except (ValueError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged ({error}); fetch or export it again") from None
+        if path.suffix == ".json":
+            _read_object(path)
+        elif path.suffix == ".safetensors":
+            sizes[path] = _sizes(path)
+    if (folder / "config.json").is_file() and folder / "model.safetensors" in sizes:
+        _check_architecture(folder / "config.json", sizes[folder / "model.safetensors"])
     return folder
+
+
+def _sizes(path: Path) -> list[int]:
+    """Numbers in each tensor of a safetensors file, by its header, which must fit the size of the file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return [math.prod(file.get_slice(key).get_shape()) for key in file.keys()]  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is damaged ({shorten(str(error), 200)}); fetch or export it again") from None
+
+
+def _architecture(path: Path) -> dict[str, Any]:
+    """What `FLAV` will be built from, by its config.json, each value of the kind that it takes."""
+    saved, parameters = _read_object(path), list(inspect.signature(FLAV.__init__).parameters.values())[1:]
+    config = {p.name: saved.get(p.name, p.default) for p in parameters}
+    for name, kind in ((p.name, p.annotation) for p in parameters):
+        value, kinds, least = config[name], get_args(kind) or (kind,), int(kind is int)
+        good = any(_is_number(value, k, least) if k in (int, float) else isinstance(value, k) for k in kinds)
+        if not good or len(str(value)) > LONGEST:
+            raise ValueError(f"{path} has {name} {shown(value)}, which it cannot be; fetch or export it again")
+    return config
+
+
+def _check_architecture(path: Path, sizes: list[int]) -> None:
+    """Refuse a config.json that describes a larger model than the weights fill, before memory is taken for it.
+
+    Args:
+        sizes: numbers in each tensor of the weights.
+    """
+    config = _architecture(path)
+    D, p, depth = config["hidden_size"], config["patch_size"], config["depth"]
+    rows = [config[name] or 0 for name in ("num_classes", "predict_frames", "n_mels", "audio_fr")]  # of D numbers each
+    rows += [(config["latent_size"] // p) ** 2, p**2 * config["in_channels"], D * depth, int(D * config["mlp_ratio"])]
+    if D * max(rows) > sum(sizes) or depth > len(sizes):
+        raise ValueError(
+            f"{path} describes a model of {depth} blocks with more than {D * max(rows)} weights, model.safetensors has "
+            f"{sum(sizes)} weights in {len(sizes)} tensors; take both from the same checkpoint"
+        )
 
 
 def _download(source: str) -> Path:

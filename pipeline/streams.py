@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import repr as shown
+from textwrap import shorten
 
 import torch
 from safetensors import SafetensorError
@@ -112,11 +114,30 @@ class StreamState:
             past = _part(tensors, "past")
             past = Past(**past, first=facts["past_first"], seed=facts["past_seed"]) if past else None
             made = (tensors[key] for key in ("v", "a", "sound"))
-            return cls(window, facts["num_timesteps"], *made, _part(tensors, "voice"), past), facts
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            state = cls(window, facts["num_timesteps"], *made, _part(tensors, "voice"), past)
+            _check(state, facts)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f"{path} is no complete stream state ({error}); give one that --save-state wrote"
+                f"{path} is no complete stream state ({shorten(str(error), 200)}); give one that --save-state wrote"
             ) from None
+        return state, facts
+
+
+def _check(state: StreamState, facts: dict) -> None:
+    """Raise a ValueError where a state from a file could not go on, or its `base` would name a file elsewhere."""
+    window, n = state.window, state.num_timesteps
+    counts = (window.first, window.step, window.seed, window.sample)
+    if type(n) is not int or n < 1 or any(x.shape != (1,) or x.dtype != torch.int64 for x in counts):
+        raise ValueError("its counters are no whole numbers")
+    if not 0 <= int(window.step) < n * (window.T if window.v.ndim == 5 else 0) or int(window.first) < len(state.v):
+        raise ValueError("its counters are out of range")
+    frames = [(state.v, state.a), *([(state.past.v, state.past.a)] if state.past else [])]
+    shapes = [(x.shape[1:], window.v.shape[2:], y.shape[1:], window.a.shape[2:]) for x, y in frames]
+    if any(v != of_v or a != of_a for v, of_v, a, of_a in shapes) or state.sound.ndim != 1:
+        raise ValueError("its frames differ in shape")
+    base = facts.get("base", "state")
+    if not isinstance(base, str) or base in ("", "..") or base != Path(base).name:
+        raise ValueError(f"its base {shown(base)} is no plain file name")
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -2,18 +2,35 @@
 
 import json
 import math
+import struct
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
+from reprlib import repr as shown
+from typing import Any
+from zipfile import BadZipFile
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vocoder.stream import speak_in_context
 
+# What torch.load and safetensors raise depends on where a file was cut or changed.
+DAMAGED = (SafetensorError, UnpicklingError, struct.error, BadZipFile, EOFError, OSError, RuntimeError, LookupError,
+           ValueError, TypeError, AttributeError, AssertionError, ArithmeticError, MemoryError)  # fmt: skip
+LARGEST = 2**16  # channels, samples or mel bins
+SIZES = {  # of a config: how deep their lists are
+    "num_mels": 0,
+    "upsample_initial_channel": 0,
+    "upsample_rates": 1,
+    "upsample_kernel_sizes": 1,
+    "resblock_kernel_sizes": 1,
+    "resblock_dilation_sizes": 2,
+}
 SLOPE, LAST_SLOPE = 0.1, 0.01  # of the leaky ReLUs; the one before the last convolution differs
 DILATIONS = {"1": 3, "2": 2}  # dilations that a residual block of each type reads
 PRE_KERNEL = POST_KERNEL = 7
@@ -36,8 +53,9 @@ class HiFiGANConfig:
     resblock_dilation_sizes: tuple[tuple[int, ...], ...]
 
     def __post_init__(self):
+        self._check_types()
         if self.resblock not in DILATIONS:
-            raise ValueError(f'resblock is {self.resblock!r}, expected "1" or "2"')
+            raise ValueError(f'resblock is {shown(self.resblock)}, expected "1" or "2"; take the config of a HiFi-GAN')
         if len(self.upsample_rates) != len(self.upsample_kernel_sizes):
             raise ValueError(
                 f"{len(self.upsample_rates)} upsample_rates but {len(self.upsample_kernel_sizes)} "
@@ -46,7 +64,7 @@ class HiFiGANConfig:
         if any(k < r for r, k in zip(self.upsample_rates, self.upsample_kernel_sizes)):
             raise ValueError(
                 f"upsample_kernel_sizes {self.upsample_kernel_sizes} must not be smaller than "
-                f"upsample_rates {self.upsample_rates}: samples between the kernels would be lost"
+                f"upsample_rates {self.upsample_rates}, or samples between them are lost; choose wider kernels"
             )
         if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
             raise ValueError(
@@ -54,7 +72,23 @@ class HiFiGANConfig:
                 f"{len(self.resblock_dilation_sizes)} resblock_dilation_sizes; give one list per kernel"
             )
         if any(k % 2 == 0 for k in self.resblock_kernel_sizes):
-            raise ValueError(f"resblock_kernel_sizes {self.resblock_kernel_sizes} must be odd to keep the length")
+            raise ValueError(
+                f"resblock_kernel_sizes {self.resblock_kernel_sizes} must be odd; others change the length"
+            )
+        if self.upsample_initial_channel < 2 ** len(self.upsample_rates):
+            raise ValueError(
+                f"{self.upsample_initial_channel} channels cannot be halved {len(self.upsample_rates)} times; "
+                f"choose a larger upsample_initial_channel"
+            )
+
+    def _check_types(self) -> None:
+        """A config comes from a file of others: whole numbers from 1 to LARGEST, and tuples of them."""
+        for name, depth in SIZES.items():
+            if not _are_sizes(getattr(self, name), depth):
+                raise ValueError(
+                    f"{name} is {shown(getattr(self, name))}, not {'a list of ' * depth}whole numbers from 1 to "
+                    f"{LARGEST}; take the config of a HiFi-GAN"
+                )
 
     @property
     def hop(self) -> int:
@@ -93,8 +127,11 @@ class HiFiGANConfig:
                 f"{path} does not exist; give the folder of a HiFi-GAN vocoder "
                 f"(config.json with model.safetensors or vocoder.pt)"
             )
-        saved = json.loads(path.read_text())
-        if missing := [f.name for f in fields(cls) if f.name not in saved]:
+        try:
+            saved = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged ({error}); fetch it again") from None
+        if missing := [f.name for f in fields(cls) if not isinstance(saved, dict) or f.name not in saved]:
             raise ValueError(f"{path} lacks {missing}; it is not the config of a HiFi-GAN generator")
         return cls(**{f.name: as_tuple(saved[f.name]) for f in fields(cls)} | {"resblock": str(saved["resblock"])})
 
@@ -162,9 +199,12 @@ class HiFiGAN(nn.Module):
             ValueError: the weights do not fit the config; the message names the keys.
         """
         folder = Path(folder)
-        model = cls(HiFiGANConfig.load(folder))
-        weights = fold_weight_norm(read_weights(folder))
-        check_keys(weights, model.state_dict(), folder)
+        config = HiFiGANConfig.load(folder)
+        weights = read_weights(folder)
+        with torch.device("meta"):  # no memory for what the file does not fill
+            expected = cls(config).state_dict()
+        check_keys(weights, expected, folder)
+        model = cls(config)
         model.load_state_dict(weights)
         return model.eval().requires_grad_(False)
 
@@ -232,27 +272,30 @@ def fold_weight_norm(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """State dict of `model.safetensors`, or of the entry "generator" of a released `vocoder.pt`."""
-    ours, released = folder / "model.safetensors", folder / "vocoder.pt"
-    if ours.is_file():
-        return load_file(ours)
-    if not released.is_file():
+    """State dict of `model.safetensors`, or of the entry "generator" of a released `vocoder.pt`, weight norm folded."""
+    path = next((p for p in (folder / "model.safetensors", folder / "vocoder.pt") if p.is_file()), None)
+    if path is None:
         raise FileNotFoundError(
             f"{folder} has neither model.safetensors nor vocoder.pt; put the vocoder's weights beside its config.json"
         )
     try:
-        saved = torch.load(released, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError):  # what a cut file raises depends on where it was cut
+        saved = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        weights = saved if path.suffix == ".safetensors" else saved.get("generator", {})
+        hollow = sum(w.numel() for w in weights.values()) > path.stat().st_size  # a stride of 0 claims any size
+        weights = fold_weight_norm(weights)
+    except DAMAGED:
+        weights, saved, hollow = {}, {}, True
+    if hollow:
         raise ValueError(
-            f"{released} cannot be opened: it is damaged, or holds more than tensors; "
+            f"{path} cannot be opened: it is damaged, or holds more than tensors; "
             f"fetch it again, or save its weights as model.safetensors where you trust it"
-        ) from None
-    if "generator" not in saved:
+        )
+    if not weights:
         raise ValueError(
-            f'{released} has no entry "generator" but {sorted(saved)[:5]}; '
+            f'{path} has no entry "generator" but {shown(list(saved))}; '
             f"give the generator's checkpoint, not the discriminator's"
         )
-    return saved["generator"]
+    return weights
 
 
 def check_keys(weights: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
@@ -266,6 +309,13 @@ def check_keys(weights: dict[str, Tensor], expected: dict[str, Tensor], folder: 
     if any(problems.values()):
         listed = "; ".join(f"{len(keys)} {what}: {', '.join(keys[:5])}" for what, keys in problems.items() if keys)
         raise ValueError(f"weights in {folder} do not fit its config.json ({listed}); take both from the same vocoder")
+
+
+def _are_sizes(value: Any, depth: int) -> bool:
+    """Whether a value is a whole number from 1 to LARGEST, or a list of such that is not empty."""
+    if depth:
+        return isinstance(value, tuple | list) and bool(value) and all(_are_sizes(x, depth - 1) for x in value)
+    return type(value) is int and 1 <= value <= LARGEST
 
 
 def as_tuple(value):

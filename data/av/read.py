@@ -66,6 +66,7 @@ def probe(path: str | Path) -> MediaInfo:
     """
     with open_media(path) as container:
         video, audio = stream_of(container, "video"), next(iter(container.streams.audio), None)
+        heard = audio.codec_context if audio else None  # None, too, of a codec that nothing is known of
         picture = next(container.decode(video), None)
         if picture is None:
             raise MediaError(f"{path} has a video stream without a single picture; encode it again or remove it")
@@ -76,8 +77,8 @@ def probe(path: str | Path) -> MediaInfo:
             height=height,
             fps=float(_rate(video)),
             seconds=_seconds(path, "video"),
-            sample_rate=audio.codec_context.sample_rate if audio else 0,
-            channels=audio.codec_context.channels if audio else 0,
+            sample_rate=heard.sample_rate if heard else 0,
+            channels=heard.channels if heard else 0,
         )
 
 
@@ -209,7 +210,7 @@ def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
     """An open file, its errors as in `reading`."""
     if not Path(path).is_file():
         raise MediaError(f"{path} does not exist or is not a file; check the path")
-    with reading(path), av.open(str(path)) as container:
+    with reading(path), av.open(str(path), metadata_errors="replace") as container:  # titles may be in any encoding
         for stream in container.streams.video:
             if stream.codec_context:
                 stream.codec_context.thread_count = 1  # 2 threads cost half as much CPU again and are not faster
