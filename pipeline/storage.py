@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-FACTS = "facts.json"  # of a checkpoint: its step, what must not change, and the CRC-32 of each file
+FACTS = "facts.json"  # of a checkpoint: its step, what must not change, the CRC-32 of each file and of these facts
 BLOCK = 2**24  # bytes of a file in memory at once
 log = logging.getLogger("train")
 
@@ -72,13 +72,19 @@ def resume(accelerator: Accelerator, experiment: Path, **facts) -> int:
 def _whole(folder: Path) -> bool:
     """Whether each file of a checkpoint is the one that was written."""
     try:
-        files = json.loads((folder / FACTS).read_text())["files"]
-        broken = [name for name, crc in files.items() if _crc(folder / name) != crc]
+        facts = json.loads((folder / FACTS).read_text())
+        broken = [FACTS] if facts.pop("crc") != _crc_of(facts) else []
+        broken += [name for name, crc in facts["files"].items() if _crc(folder / name) != crc]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         broken = [f"{FACTS} ({error})"]
     if broken:
         log.warning("%s is damaged (%s); the one before it is taken", folder, ", ".join(broken))
     return not broken
+
+
+def _crc_of(facts: dict) -> int:
+    """CRC-32 of facts, as JSON keeps them."""
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
 def _crc(path: Path) -> int:
@@ -107,7 +113,8 @@ def save_checkpoint(accelerator: Accelerator, experiment: Path, step: int, limit
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             files = {path.name: _crc(path) for path in sorted(part.iterdir()) if path.is_file()}
-            (part / FACTS).write_text(json.dumps({"step": step, **facts, "files": files}))
+            facts = {"step": step, **facts, "files": files}
+            (part / FACTS).write_text(json.dumps(facts | {"crc": _crc_of(facts)}))
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
