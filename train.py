@@ -21,6 +21,7 @@ import cli
 SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze")
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
+FACTS = ("image_size", "resize", "normalise", "channels", "n_mels", "codec", "codec_source")  # of the encoding
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
 log = logging.getLogger("train")
 
@@ -29,7 +30,8 @@ def parse(argv=None) -> argparse.Namespace:
     p = cli.Parser(__doc__.splitlines()[0])
     p.add_argument("--dry-run", action="store_true", help="three steps, nothing kept: what a run would take")
     data = p.add_argument_group("data")
-    data.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4")
+    data.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, or one that "
+                      "prepare.py wrote, whose facts need no repeating")  # fmt: skip
     data.add_argument("--image-size", type=cli.positive, default=256, help="px, square")
     data.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
     data.add_argument("--num-classes", type=cli.whole, help="0 ignores class folders; all of them if not given")
@@ -137,6 +139,7 @@ def train(args) -> None:
     from tqdm import tqdm
 
     from data.order import ClipOrder
+    from data.prepared import is_prepared
     from diffusion.flow import WEIGHTS
     from models import FLAV
     from pipeline.encode import encode_batch, encode_files
@@ -177,10 +180,11 @@ def train(args) -> None:
     ema.to(device)
 
     progress = partial(tqdm, unit="file", desc="encoding", leave=False, disable=not accelerator.is_main_process)
-    clips = encode_files(dataset, codec, device, progress) if args.cache_latents else dataset
+    cached = args.cache_latents and not is_prepared(args.data_path)
+    clips = encode_files(dataset, codec, device, progress) if cached else dataset
     steps, rank = (first_step, args.max_steps), accelerator.process_index
     order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, rank, ranks)
-    workers = 0 if args.cache_latents else args.num_workers
+    workers = 0 if cached else args.num_workers
     loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
     shapes = tuple((args.predict_frames, *shape) for shape in raw_model.frame_shapes)
     null_label = raw_model.num_classes or None
@@ -308,40 +312,24 @@ def prepare(args):
     Raises:
         ValueError: the arguments contradict the data or the experiment's earlier runs.
     """
-    from data.clips import ClipDataset
     from pipeline import AVCodec, AVSpec
-    from pipeline.encode import make_codec
     from pipeline.storage import replaced_folder
 
-    dataset = ClipDataset(
-        args.data_path,
-        "train",
-        args.predict_frames,
-        args.image_size,
-        context=AVCodec.context,
-        normalise=args.normalise,
-        channels=args.channels,
-        resize=args.resize,
-    )
+    dataset = open_data(args)
     if args.num_classes not in (None, 0, dataset.num_classes):
         raise ValueError(
             f"--num-classes {args.num_classes} contradicts the {dataset.num_classes} class folders of "
             f"{dataset.folder}; leave it out, or give 0 to ignore them"
         )
-    same = ("image_size", "resize", "normalise", "channels", "n_mels", "codec", "codec_source")
-    facts = {name: getattr(args, name) for name in same}
+    facts = {name: getattr(args, name) for name in FACTS}
     facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
     facts["class_names"] = () if args.num_classes == 0 else dataset.class_names
     if args.audio_scale is not None:
         facts["audio_scale"] = args.audio_scale
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
     if not folder.is_dir():
-        if args.init_from:
-            codec = codec_of(args.init_from, wanted, args.audio_scale)
-        else:
-            codec = make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
         with replaced_folder(folder) as part:
-            codec.save(part)
+            first_codec(args, dataset, wanted).save(part)
     codec = AVCodec.load(folder)
     for name in facts:
         if (stored := getattr(codec.spec, name)) != (value := getattr(wanted, name)):
@@ -352,12 +340,45 @@ def prepare(args):
     return dataset, codec
 
 
-def codec_of(source: str, wanted, audio_scale: float | None):
-    """The codecs of a checkpoint to begin with, whose weights mean nothing with others; classes are the data's."""
-    from pipeline import AVCodec, AVPipeline
+def open_data(args):
+    """The training clips, of videos or of prepared latents; then what decided the encoding goes into `args`.
 
-    codec = AVPipeline.from_pretrained(source, audio_scale=audio_scale).codec
-    return AVCodec(replace(codec.spec, class_names=wanted.class_names, step=0), codec.frames, codec.vocoder)
+    Raises:
+        ValueError: an argument contradicts the latents.
+    """
+    from data.clips import ClipDataset
+    from data.prepared import PreparedDataset, is_prepared
+    from pipeline import AVCodec, AVSpec
+
+    if not is_prepared(args.data_path):
+        how = {name: getattr(args, name) for name in ("image_size", "normalise", "channels", "resize")}
+        return ClipDataset(args.data_path, "train", args.predict_frames, context=AVCodec.context, **how)
+    dataset = PreparedDataset(args.data_path, "train", args.predict_frames, args.audio_scale)
+    stored = AVSpec.load(args.data_path / "pipeline")
+    for name in FACTS:
+        given, value = getattr(args, name), getattr(stored, name)
+        if given not in (value, getattr(AVSpec(), name)):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {given} contradicts {args.data_path}, prepared with {value}; leave it out")
+        setattr(args, name, value)
+    return dataset
+
+
+def first_codec(args, dataset, wanted):
+    """The codecs of a new run: of the checkpoint it begins with, of its prepared latents, or made for its videos."""
+    from data.prepared import PreparedDataset
+    from pipeline import AVCodec, AVPipeline
+    from pipeline.avcodec import make_vocoder
+    from pipeline.encode import make_codec
+
+    if args.init_from:  # whose weights mean nothing with others
+        codec = AVPipeline.from_pretrained(args.init_from, audio_scale=args.audio_scale).codec
+        return AVCodec(replace(codec.spec, class_names=wanted.class_names, step=0), codec.frames, codec.vocoder)
+    if isinstance(dataset, PreparedDataset):
+        frames = AVCodec.load(args.data_path / "pipeline").frames
+        spec = replace(wanted, audio_scale=dataset.audio_scale)
+        return AVCodec(spec, frames, make_vocoder(spec, Path(args.vocoder)))
+    return make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
 
 
 def model_config(args, codec) -> dict:

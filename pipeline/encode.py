@@ -3,28 +3,37 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from data.clips import ClipDataset
+from data.av import MediaError, iter_audio, iter_frames
+from data.clips import PEAK, ClipDataset, Entry
+from data.frames import fit
 from data.latents import EncodedFile, LatentDataset
 from models.codec import PatchPCA, check_size, load_codec
 from pipeline.avcodec import AVCodec, make_vocoder
 from pipeline.spec import AVSpec
 from vocoder import log_mel, to_model
 
+BLOCK = 32  # frames of a file that are in memory together
 
-def make_codec(dataset: ClipDataset, spec: AVSpec, vocoder: Path, measure: bool) -> AVCodec:
+
+def make_codec(
+    dataset: ClipDataset, spec: AVSpec, vocoder: Path | None, measure: bool, skip_damaged: bool = False
+) -> AVCodec:
     """The codecs of a new experiment: loaded, or fitted to the data where the frame codec has no weights to load.
 
     Args:
         spec: what is known; its audio scale is replaced by a measured one if `measure`.
         vocoder: folder of a HiFi-GAN, where `spec` names one.
+        skip_damaged: fit to what can be decoded; else a file that cannot is an error.
     """
     fitted = spec.codec == PatchPCA.name
-    frames = PatchPCA.fit(_some_frames(dataset)) if fitted else load_codec(spec.codec, spec.codec_source)
+    frames = PatchPCA.fit(_some_frames(dataset, skip_damaged)) if fitted else load_codec(spec.codec, spec.codec_source)
     check_size(spec.image_size, spec.image_size, frames.factor, spec.codec)
     codec = AVCodec(spec, frames, make_vocoder(spec, vocoder))  # what does not fit is said before all sound is read
     if measure:
@@ -32,19 +41,50 @@ def make_codec(dataset: ClipDataset, spec: AVSpec, vocoder: Path, measure: bool)
     return codec
 
 
-def _some(dataset: ClipDataset, files: int) -> Iterator[dict]:
-    """Whole files spread over the data set, at most twice `files`."""
-    return map(dataset.file, range(0, len(dataset.entries), max(1, len(dataset.entries) // files)))
+def _some(dataset: ClipDataset, files: int) -> range:
+    """Numbers of files spread over the data set, at most twice `files`."""
+    return range(0, len(dataset.entries), max(1, len(dataset.entries) // files))
 
 
-def _some_frames(dataset: ClipDataset) -> Iterator[Tensor]:
-    return (item["frames"] for item in _some(dataset, 64))
+def _some_frames(dataset: ClipDataset, skip_damaged: bool) -> Iterator[Tensor]:
+    for i in _some(dataset, 64):
+        try:
+            yield from picture_blocks(dataset, dataset.entries[i])
+        except MediaError:
+            if not skip_damaged:
+                raise
+
+
+def picture_blocks(dataset: ClipDataset, entry: Entry) -> Iterator[Tensor]:
+    """Frames of a whole file in consecutive blocks (T,3,size,size) of at most BLOCK: joined those of `dataset.file`."""
+    frames = iter_frames(dataset.folder / entry.path, dataset.fps, 0, entry.frames)
+    while block := [fit(frame[None], dataset.image_size, dataset.resize) for frame in islice(frames, BLOCK)]:
+        yield torch.cat(block)
+
+
+def sound_blocks(dataset: ClipDataset, entry: Entry) -> Iterator[Tensor]:
+    """Sound of the blocks of `picture_blocks`, each with the context of the data set: (T * samples_per_frame + ...,).
+
+    It is normalised by the file's peak, and read once from beginning to end; Matroska would be slow to seek in.
+    """
+    per_frame, context = dataset.sample_rate // dataset.fps, dataset.context
+    track = iter_audio(dataset.folder / entry.path, BLOCK * per_frame, dataset.sample_rate, dataset.channels)
+    silence, total = torch.zeros(BLOCK * per_frame), entry.frames * per_frame
+    known, held = 0, torch.zeros(0)  # sample at which `held` begins
+    for first in range(0, entry.frames, BLOCK):
+        begin, stop = first * per_frame - context, min(first + BLOCK, entry.frames) * per_frame + context
+        inside, end = max(begin, 0), min(stop, total)
+        held, known = held[inside - known :], inside
+        while known + len(held) < end:
+            held = torch.cat([held, next(track, silence)])
+        wave = np.pad(held[: end - known].numpy(), (inside - begin, stop - end), mode="reflect")
+        yield torch.from_numpy(wave) * (PEAK / entry.peak)
 
 
 def measure_audio_scale(dataset: ClipDataset, spec: AVSpec) -> float:
     """1 / std of the normalised mel, over 512 or more files spread over the data set."""
     count, total, squares = 0, 0.0, 0.0
-    for item in _some(dataset, 512):
+    for item in map(dataset.file, _some(dataset, 512)):
         mel = to_model(log_mel(item["wave"], spec.n_mels, padded=True, sample_rate=spec.sample_rate), 1.0).double()
         count, total, squares = count + mel.numel(), total + mel.sum().item(), squares + mel.square().sum().item()
     variance = squares / count - (total / count) ** 2

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 
 import cli
 import diffusion.flow
+import prepare
 import train
 from data.av import MediaError, probe, read_audio
 from data.clips import ClipDataset
@@ -164,6 +166,30 @@ def test_finished_run_does_nothing_when_started_again(finished, balls):
 def test_decoding_videos_while_training_gives_the_losses_of_cached_latents(finished, balls, tmp_path, workers):
     train.main(argv(balls, tmp_path, "--num-workers", workers, "--batch-size", 6, "--max-steps", 3))
     assert losses(tmp_path) == pytest.approx(losses(finished[0])[:3], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def latents(balls, tmp_path_factory):
+    """The same videos, encoded by prepare.py."""
+    out = tmp_path_factory.mktemp("latents")
+    prepare.main(["--data-path", str(balls), "--out", str(out), "--codec=patch-pca", "--image-size=64", "--n-mels=64"])
+    return out
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prepared_latents_give_the_losses_of_their_videos_without_repeating_facts(finished, latents, tmp_path, workers):
+    train.main(["--data-path", str(latents), "--experiment-dir", str(tmp_path), "--model=FLAV-tiny", "--batch-size=6",
+                "--max-steps=3", "--log-every=1", "--sample-every=0", f"--num-workers={workers}"])  # fmt: skip
+    assert losses(tmp_path) == pytest.approx(losses(finished[0])[:3], rel=1e-2)  # kept in float16
+    spec, videos = (AVPipeline.from_pretrained(folder / "export").spec for folder in (tmp_path, finished[0]))
+    assert spec.audio_scale == pytest.approx(videos.audio_scale, rel=1e-3)
+    assert replace(spec, audio_scale=1, step=0) == replace(videos, audio_scale=1, step=0)
+
+
+@pytest.mark.parametrize(("flag", "value", "was"), [("--image-size", 32, 64), ("--codec", "pixels", "patch-pca")])
+def test_fact_that_contradicts_prepared_latents_is_refused(latents, tmp_path, capsys, flag, value, was):
+    line = complaint(capsys, [f"--data-path={latents}", f"--experiment-dir={tmp_path}", f"{flag}={value}"])
+    assert f"{flag} {value} contradicts {latents}, prepared with {was}; leave it out" in line
 
 
 # --------------------------------------------------------------------------------------------------- killed and resumed

@@ -1,0 +1,270 @@
+"""A folder of videos encoded once, in constant memory: each file, the index of all, and how good the latents are."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from math import log, log10
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from data.av import MediaError
+from data.clips import SPLITS, ClipDataset, Entry
+from data.frames import to_uint8
+from data.prepared import VERSION, LatentWriter, Moments, latent_path, read_metadata
+from models.codec import FrameCodec
+from pipeline.avcodec import AVCodec
+from pipeline.encode import BLOCK, make_codec, picture_blocks, sound_blocks
+from pipeline.spec import AVSpec
+from pipeline.storage import replaced_folder
+
+SAME = ("codec", "codec_source", "image_size", "resize", "channels", "n_mels", "fps")  # of all runs on a folder
+DB = 20 / log(10)  # dB of a natural logarithm of a magnitude
+MEL_DB = DB * (log(200) - log(1e-5)) / 2  # dB of 1 in the normalised mel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What has become of one video."""
+
+    split: str
+    path: str  # of the video, relative to its split's folder
+    frames: int
+    sha256: str  # of the video
+    problem: str = ""  # why there are no latents
+    bytes: int = 0  # of the latents
+    moments: tuple[str, str] = ("", "")  # of the latents and of the mel
+    encoded: bool = False  # in this run
+
+
+def find_splits(root: Path, spec: AVSpec) -> dict[str, ClipDataset]:
+    """The usable videos of train/ and, if it is there, of test/.
+
+    Raises:
+        ValueError: as of ClipDataset.
+    """
+    shortest = AVCodec.context * spec.fps // spec.sample_rate + 1  # frames whose sound can be reflected at its ends
+    same = ("image_size", "fps", "sample_rate", "normalise", "channels", "resize")
+    how = {"context": AVCodec.context, **{name: getattr(spec, name) for name in same}}
+    splits = [split for split in SPLITS if split == "train" or (root / split).is_dir()]
+    return {split: ClipDataset(root, split, shortest, **how) for split in splits}
+
+
+def open_codec(folder: Path, wanted: AVSpec, train: ClipDataset) -> AVCodec:
+    """The codecs of a prepared folder, made (and fitted) by the first run on it.
+
+    Raises:
+        ValueError: they were made with other facts than `wanted`.
+    """
+    if not folder.is_dir():
+        codec = make_codec(train, wanted, None, measure=False, skip_damaged=True)
+        with replaced_folder(folder) as part:
+            codec.save(part)
+    stored = AVSpec.load(folder)
+    for name in SAME:
+        if (old := getattr(stored, name)) != (new := getattr(wanted, name)):
+            raise ValueError(
+                f"{folder.parent} was prepared with {name} {old!r}, not {new!r}; repeat its own arguments or choose "
+                "another --out"
+            )
+    return AVCodec.load(folder)
+
+
+def facts_of(codec: AVCodec) -> dict:
+    """All that decides what the latents of a video are."""
+    names = ("image_size", "resize", "normalise", "channels", "n_mels", "fps", "sample_rate", "hop", "codec")
+    return {"version": VERSION, **{name: getattr(codec.spec, name) for name in names},
+            "codec_sha256": hash_codec(codec.frames)}  # fmt: skip
+
+
+def hash_codec(frames: FrameCodec) -> str:
+    """sha256 of the weights of a frame codec and of the factor they are scaled by."""
+    found = hashlib.sha256(f"{frames.factor} {getattr(frames, 'scale', 1)}".encode())
+    for name, x in sorted(frames.state_dict().items()):
+        found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
+        found.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_problems(index: dict | None) -> dict[tuple[str, str], tuple[str, str]]:
+    """(split, path) -> (sha256, problem) of the videos that an earlier run could not encode."""
+    splits = index["splits"].items() if index else ()
+    return {(split, e["path"]): (e["sha256"], e["reason"]) for split, found in splits for e in found["skipped"]}
+
+
+def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, facts: dict, known: dict) -> Prepared:
+    """Encode one video, unless its latents are there already, or it is known that it cannot be.
+
+    Args:
+        codec: with audio scale 1. out: the prepared folder. known: of `known_problems`.
+    """
+    video = Prepared(dataset.split, entry.path, entry.frames, hash_file(dataset.folder / entry.path))
+    sha256, problem = known.get((video.split, video.path), ("", ""))
+    if sha256 == video.sha256 and problem:
+        return replace(video, problem=problem)
+    noted = {"source": f"{video.split}/{video.path}", "sha256": video.sha256, "frames": str(video.frames),
+             "peak": repr(entry.peak), "facts": hash_facts(facts)}  # fmt: skip
+    path = latent_path(out / video.split, video.path)
+    there = (read_metadata(path) or {}).items() >= noted.items()
+    if not there:
+        try:
+            encode_file(dataset, entry, codec, path, noted)
+        except MediaError as error:
+            return replace(video, problem=f"unreadable: {error}")
+    found = read_metadata(path)
+    moments = found["moments_mean"], found["moments_mel"]
+    return replace(video, bytes=path.stat().st_size, moments=moments, encoded=not there)
+
+
+def hash_facts(facts: dict) -> str:
+    """sha256 that stands for all facts in the metadata of a file."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def encode_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, path: Path, metadata: dict[str, str]) -> None:
+    """Write the latents of one video, a block of frames at a time.
+
+    Raises:
+        MediaError: it cannot be decoded to its end.
+    """
+    side, spec = codec.spec.image_size // codec.frames.factor, codec.spec
+    shapes = (codec.frames.channels, side, side), (spec.mel_per_frame, spec.n_mels)
+    with LatentWriter(path, entry.frames, *shapes, metadata) as writer:
+        for frames, wave in zip(picture_blocks(dataset, entry), sound_blocks(dataset, entry)):
+            mean, std, a = codec.encode(frames[None].to(codec.device), wave[None].to(codec.device))
+            writer.write(mean=mean[0], std=std[0], mel=a[0])
+
+
+# ------------------------------------------------------------------------------------------------------ the index
+
+
+def make_index(splits: dict[str, ClipDataset], results: list[Prepared], codec: AVCodec, facts: dict) -> dict:
+    """What prepared.json holds.
+
+    Args:
+        splits: whose `skipped` files join those that could not be encoded. codec: whose class names hold.
+    Raises:
+        ValueError: no training video is left, or their sound is the same everywhere.
+    """
+    usable = {split: [r for r in results if r.split == split and not r.problem] for split in splits}
+    if not usable["train"]:
+        raise ValueError(
+            f"{splits['train'].folder} has no video that can be decoded (the first: {results[0].problem}); add others"
+        )
+    latents, mel = (statistics(usable["train"], which, facts, codec) for which in (0, 1))
+    if not mel["std"][0]:
+        raise ValueError(f"the sound of {splits['train'].folder} is the same everywhere, so it has no scale; add films")
+    return {
+        "version": VERSION,
+        "facts": facts,
+        "class_names": list(codec.spec.class_names),
+        "audio_scale": round(1 / mel["std"][0], 6),
+        "statistics": {"latents": latents, "mel": {name: values[0] for name, values in mel.items()}},
+        "totals": {split: totals(files, facts["fps"]) for split, files in usable.items()},
+        "splits": {
+            split: {"files": [_record(r, codec.spec) for r in files], "skipped": _skipped(splits[split], results)}
+            for split, files in usable.items()
+        },
+    }
+
+
+def statistics(results: list[Prepared], which: int, facts: dict, codec: AVCodec) -> dict[str, list[float]]:
+    """mean, std, min, max by channel over these files: 0 of the video latents, 1 of the normalised mel."""
+    tables = torch.stack([Moments.table_of(result.moments[which]) for result in results])  # (N,4,C)
+    side, spec = codec.spec.image_size // codec.frames.factor, codec.spec
+    per_frame = (side**2, spec.mel_per_frame * spec.n_mels)[which]
+    mean, square = tables[:, :2].sum(0) / (per_frame * sum(result.frames for result in results))
+    values = {"mean": mean, "std": (square - mean**2).clamp(min=0).sqrt()}
+    values |= {"min": tables[:, 2].amin(0), "max": tables[:, 3].amax(0)}
+    return {name: x.tolist() for name, x in values.items()}
+
+
+def totals(results: list[Prepared], fps: int) -> dict:
+    """How much there is of a split."""
+    frames = sum(result.frames for result in results)
+    return {"files": len(results), "frames": frames, "seconds": frames / fps, "bytes": sum(r.bytes for r in results)}
+
+
+def _record(result: Prepared, spec: AVSpec) -> dict:
+    label = Path(result.path).parts[0] if spec.class_names else None
+    return {"path": result.path, "frames": result.frames, "class": label, "sha256": result.sha256,
+            "bytes": result.bytes}  # fmt: skip
+
+
+def _skipped(dataset: ClipDataset, results: list[Prepared]) -> list[dict]:
+    """What the data set left out, then what could not be encoded."""
+    before = [{"path": str(Path(path).relative_to(dataset.folder)), "reason": reason, "sha256": ""}
+              for path, reason in dataset.skipped]  # fmt: skip
+    return before + [{"path": r.path, "reason": r.problem, "sha256": r.sha256}
+                     for r in results if r.problem and r.split == dataset.split]  # fmt: skip
+
+
+def update_spec(folder: Path, spec: AVSpec) -> None:
+    """Give the pipeline folder these facts; it is whole at any moment."""
+    if AVSpec.load(folder) != spec:
+        part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        part.mkdir()
+        spec.save(part)
+        os.replace(part / "pipeline.json", folder / "pipeline.json")
+        part.rmdir()
+
+
+def remove_parts(out: Path) -> None:
+    """Remove what killed runs left half-written."""
+    for part in (*out.glob(".*.part"), *(p for split in SPLITS for p in (out / split).rglob(".*.part"))):
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+
+
+def remove_strays(out: Path, index: dict) -> None:
+    """Remove latents of videos that are there no more."""
+    for split in SPLITS:
+        files = index["splits"].get(split, {"files": []})["files"]
+        kept = {latent_path(out / split, e["path"]) for e in files}
+        for path in {*(out / split).rglob("*.safetensors")} - kept:
+            if "facts" in (read_metadata(path) or {"facts": "of a damaged file"}):
+                path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------ the report
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The beginning of a video, and what its latents give back."""
+
+    path: str
+    frames: Tensor  # uint8 (T,H,W,3)
+    decoded: Tensor  # uint8 (T,H,W,3)
+    wave: Tensor  # (T * samples_per_frame,)
+    a: Tensor  # (T,S,M), normalised, as stored
+    psnr: float  # dB
+    mel_mean: float  # dB of error, of the stored mel against the computed one
+    mel_max: float  # dB
+
+
+def compare(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path) -> Comparison:
+    """The first BLOCK frames of a video against what is stored of them.
+
+    Args:
+        codec: with audio scale 1.
+    """
+    frames, wave = next(picture_blocks(dataset, entry)), next(sound_blocks(dataset, entry))
+    with safe_open(latent_path(out / dataset.split, entry.path), framework="pt") as file:
+        mean, mel = (file.get_slice(name)[:BLOCK].float() for name in ("mean", "mel"))
+    decoded = codec.frames.decode(mean[None].to(codec.device))[0].cpu()
+    error = (decoded - frames.clamp(-1, 1)).square().mean().item()
+    off = MEL_DB * (mel - codec.encode_sound(wave[None])[0]).abs()
+    uint8 = (to_uint8(x).movedim(1, -1) for x in (frames, decoded))
+    sound = wave[dataset.context : len(wave) - dataset.context]
+    psnr = 10 * log10(4 / max(error, 1e-12))  # the range is 2, and identical pictures are at 126 dB
+    return Comparison(entry.path, *uint8, sound, mel, psnr, off.mean().item(), off.max().item())

@@ -1,0 +1,211 @@
+"""Encode a folder of videos once: latents and mel in float16, which train.py reads instead of videos.
+
+`accelerate launch prepare.py` divides the files among processes. The same command goes on where it was interrupted,
+encodes what is new or changed, and writes nothing if there is no such file.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cli
+
+if TYPE_CHECKING:  # torch loads after the arguments are known to be good
+    from data.clips import ClipDataset
+    from pipeline import AVCodec
+    from pipeline.prepare import Comparison, Prepared
+
+COMPARED, SHOWN = 16, 4  # files in the report, and of them on the contact sheet
+
+
+def parse(argv=None):
+    p = cli.Parser(__doc__)
+    p.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, and test/ if any")
+    p.add_argument("--out", type=Path, required=True, help="folder that gets the latents, pipeline/ and prepared.json")
+    p.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels")
+    p.add_argument("--codec-source", help="local directory or hub id of its weights, if not the usual")
+    p.add_argument("--image-size", type=cli.positive, default=256, help="px, square")
+    p.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
+    p.add_argument("--fps", type=cli.positive, default=10, help="frames a second")
+    p.add_argument("--num-classes", type=cli.whole, help="0 ignores class folders; all of them if not given")
+    p.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95; only file, "
+                   "since a file is encoded before clips are cut from it")  # fmt: skip
+    p.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
+    p.add_argument("--n-mels", type=cli.positive, default=256, help="mel bins")
+    p.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of files that the report compares")
+    args = p.parse_args(argv)
+    if args.codec_source and Path(args.codec_source).is_dir():
+        args.codec_source = str(Path(args.codec_source).resolve())  # the latents are read from anywhere
+    if args.normalise == "clip":
+        p.error("--normalise clip scales each clip by its own peak, but files are encoded before clips are cut; "
+                "leave it out, or train on the videos themselves")  # fmt: skip
+    if args.out.resolve() == args.data_path.resolve():
+        p.error(f"--out {args.out} is the folder of the videos; choose another for the latents")
+    return args
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    cli.output_folder(args.out)
+    from accelerate.utils import gather_object
+    from tqdm import tqdm
+
+    from pipeline.prepare import facts_of, known_problems, prepare_file, remove_parts
+
+    began, cpu = time.perf_counter(), time.process_time()
+    processes = cli.join_processes(args)
+    if processes.is_main_process:
+        remove_parts(args.out)
+    with processes.main_process_first():
+        splits, codec, names = find(args)
+    share_cores(codec.to(device(args, processes)))
+    facts, before = facts_of(codec), earlier(args.out)
+    check_weights(args.out, facts, before)
+    known = known_problems(before)
+    jobs = [(dataset, entry) for dataset in splits.values() for entry in dataset.entries]
+    mine = range(processes.process_index, len(jobs), processes.num_processes)
+    processes.wait_for_everyone()  # so that all have read the index before it is written
+    results = [(i, prepare_file(*jobs[i], codec, args.out, facts, known))
+               for i in tqdm(mine, unit="file", disable=not processes.is_main_process)]  # fmt: skip
+    results = [result for _, result in sorted(gather_object(results), key=lambda pair: pair[0])]
+    spent = sum(gather_object([time.process_time() - cpu]))
+    if processes.is_main_process:
+        codec.spec = replace(codec.spec, class_names=names)
+        cost = {"seconds": time.perf_counter() - began, "cpu_seconds": spent, "processes": processes.num_processes}
+        print(finish(args, splits, results, codec, facts, before, cost))
+    processes.wait_for_everyone()
+    processes.destroy_process_group()
+
+
+def find(args) -> tuple[dict[str, ClipDataset], AVCodec, tuple[str, ...]]:
+    """The videos of each split, the codecs with audio scale 1, and the class names.
+
+    Raises:
+        ValueError: the arguments contradict the data, each other or the folder's earlier runs.
+    """
+    from pipeline import AVSpec
+    from pipeline.prepare import SAME, find_splits, open_codec
+
+    wanted = AVSpec(normalise=args.normalise, **{name: getattr(args, name) for name in SAME})
+    splits = find_splits(args.data_path, wanted)
+    train = splits["train"]
+    if args.num_classes not in (None, 0, train.num_classes):
+        raise ValueError(
+            f"--num-classes {args.num_classes} contradicts the {train.num_classes} class folders of {train.folder}; "
+            "leave it out, or give 0 to ignore them"
+        )
+    codec = open_codec(args.out / "pipeline", wanted, train)
+    codec.spec = replace(codec.spec, audio_scale=1.0)
+    return splits, codec, () if args.num_classes == 0 else train.class_names
+
+
+def device(args, processes):
+    """The device asked for, or that of this process.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
+    import torch
+
+    asked = args.device or processes.device
+    try:
+        return torch.empty(1, device=asked).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {asked} cannot be used ({reason}); choose another, or leave it out") from None
+
+
+def share_cores(codec: AVCodec) -> None:
+    """One thread where no network runs: its kernels are too short to be worth waiting for another.
+
+    OMP_NUM_THREADS overrules it.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and not any(True for _ in codec.frames.parameters()):
+        torch.set_num_threads(1)
+
+
+def earlier(out: Path) -> dict | None:
+    """The index that an earlier run finished with."""
+    from data.prepared import is_prepared, load_prepared
+
+    return load_prepared(out) if is_prepared(out) else None
+
+
+def check_weights(out: Path, facts: dict, before: dict | None) -> None:
+    """Raise a ValueError if an earlier run encoded with other weights."""
+    if before and before["facts"] != facts:
+        names = [name for name, value in facts.items() if before["facts"].get(name) != value]
+        raise ValueError(
+            f"{out} was prepared with another {names[0]}; repeat its own arguments or choose another --out"
+        )
+
+
+def finish(
+    args,
+    splits: dict[str, ClipDataset],
+    results: list[Prepared],
+    codec: AVCodec,
+    facts: dict,
+    before: dict | None,
+    cost: dict,
+) -> str:
+    """Write what belongs to all files, the index last; returns the line for the terminal."""
+    from data.prepared import INDEX
+    from pipeline.prepare import make_index, remove_strays, update_spec
+
+    index = make_index(splits, results, codec, facts)
+    encoded = sum(result.encoded for result in results)
+    files, size = (sum(total[key] for total in index["totals"].values()) for key in ("files", "bytes"))
+    skipped = sum(len(split["skipped"]) for split in index["splits"].values())
+    found = f"{args.out}: {files} files, skipped {skipped}, {size / 1e6:.1f} MB"
+    update_spec(args.out / "pipeline", replace(codec.spec, audio_scale=index["audio_scale"]))
+    if index == before and not encoded:
+        return f"{found}; all were prepared before, so nothing is written"
+    cost |= {"files": files, "encoded": encoded, "skipped": skipped, "bytes": size}
+    quality = report(args, splits["train"], index, codec, cost)
+    remove_strays(args.out, index)
+    cli.write_json(args.out / INDEX, index)
+    share = cost["cpu_seconds"] / cost["seconds"]
+    return f"{found}; encoded {encoded} in {cost['seconds']:.1f} s, CPU {share:.0%}, PSNR {quality:.1f} dB"
+
+
+def report(args, train: ClipDataset, index: dict, codec: AVCodec, cost: dict) -> float:
+    """report.json and contact_sheet.png of some training files; returns their mean PSNR (dB)."""
+    from pipeline.prepare import compare
+
+    usable = {e["path"] for e in index["splits"]["train"]["files"]}
+    entries = [entry for entry in train.entries if entry.path in usable]
+    chosen = sorted(random.Random(args.seed).sample(range(len(entries)), min(COMPARED, len(entries))))
+    compared = [compare(train, entries[i], codec, args.out) for i in chosen]
+    rows = [{"path": c.path, "psnr_db": c.psnr, "mel_mean_db": c.mel_mean, "mel_max_db": c.mel_max} for c in compared]
+    quality = sum(c.psnr for c in compared) / len(compared)
+    share = cost["cpu_seconds"] / cost["seconds"]
+    record = {"arguments": vars(args), "machine": cli.machine(), **cost, "cpu_share": share, "psnr_db": quality,
+              "mel_max_db": max(c.mel_max for c in compared), "compared": rows}  # fmt: skip
+    sheet(compared[:: max(1, len(compared) // SHOWN)][:SHOWN], codec, args.out / "contact_sheet.png")
+    cli.write_json(args.out / "report.json", record)
+    return quality
+
+
+def sheet(compared: list[Comparison], codec: AVCodec, path: Path) -> None:
+    """Videos, and below each what its latents and its mel give back."""
+    from contact import Clip, contact_sheets
+
+    rates, clips = (codec.spec.fps, codec.spec.sample_rate), []
+    for c in compared:
+        sound = codec.vocoder(codec.mel(c.a[None].to(codec.device)))[0].cpu()
+        clips += [Clip(c.frames, c.wave, *rates, c.path),
+                  Clip(c.decoded, sound, *rates, f"{c.path}, from its latents: {c.psnr:.1f} dB")]  # fmt: skip
+    contact_sheets(clips, path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,402 @@
+"""prepare.py on real mp4 files: what it writes, that killed and divided runs end alike, what it refuses."""
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import cli
+import pipeline.encode
+import prepare
+from data.av import MediaError, write_clip
+from data.clips import ClipDataset, clip_sound
+from data.prepared import PreparedDataset, is_prepared
+from data.synthetic import write_dataset
+from models.codec import PatchPCA
+from pipeline import AVCodec, AVSpec
+from pipeline.encode import BLOCK, encode_files, picture_blocks, sound_blocks
+from pipeline.prepare import encode_file, hash_codec
+from vocoder import GriffinLim, log_mel, to_model
+
+ROOT = Path(__file__).parents[1]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+FRAMES = BLOCK + 8  # of the videos: two blocks each
+DIFFERENT = {"report.json"}  # from run to run: it has times
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    """Five training and two test videos."""
+    root = tmp_path_factory.mktemp("balls")
+    write_dataset(root, train=5, test=2, frames=FRAMES)
+    return root
+
+
+@pytest.fixture
+def videos(balls, tmp_path):
+    return shutil.copytree(balls, tmp_path / "videos")
+
+
+@pytest.fixture
+def no_sheet(monkeypatch):
+    """The picture takes longer than all the rest."""
+    monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+
+
+def argv(data, out, *more):
+    flags = {"data-path": data, "out": out, "codec": "pixels", "image-size": 16, "n-mels": 20}
+    return [*(f"--{name}={value}" for name, value in flags.items()), *map(str, more)]
+
+
+def run(data, out, *more):
+    prepare.main(argv(data, out, "--device=cpu", *more))
+    return out
+
+
+def spawn(data, out, log):
+    command = [sys.executable, "prepare.py", *argv(data, out)]
+    with log.open("w") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=file)
+
+
+@pytest.fixture(scope="module")
+def folder(balls, tmp_path_factory):
+    return run(balls, tmp_path_factory.mktemp("prepared") / "new" / "folder")
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def index(folder):
+    return json.loads((folder / "prepared.json").read_text())
+
+
+def modified(folder):
+    return {path: (folder / path).stat().st_mtime_ns for path in files(folder)}
+
+
+def assert_same(one, two, but=frozenset()):
+    """To the byte: every latent, the codecs, the index, the sheet."""
+    assert files(one) == files(two) and len(files(one)) > 7
+    differ = {path for path in files(one) if (one / path).read_bytes() != (two / path).read_bytes()}
+    assert differ - DIFFERENT - but == set()
+
+
+# ----------------------------------------------------------------------------------------------------- what is written
+
+
+def test_folder_holds_a_file_per_video_the_codecs_the_report_and_the_index(folder, balls):
+    latents = [f"{path.relative_to(balls)}.safetensors" for path in balls.rglob("*.mp4")]
+    more = ["contact_sheet.png", "pipeline/pipeline.json", "pipeline/vocoder/config.json"]
+    assert files(folder) == sorted([*latents, *more, "prepared.json", "report.json"]) and len(latents) == 7
+    assert is_prepared(folder) and not is_prepared(balls)
+    assert (folder / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_latents_are_float16_of_all_frames_and_say_what_they_are_of(folder, balls):
+    found = index(folder)
+    for split, count in (("train", 5), ("test", 2)):
+        assert len(found["splits"][split]["files"]) == found["totals"][split]["files"] == count
+        for entry in found["splits"][split]["files"]:
+            path = folder / split / f"{entry['path']}.safetensors"
+            tensors = {name: (x.dtype, tuple(x.shape)) for name, x in load_file(path).items()}
+            shape, half = (FRAMES, 3, 16, 16), torch.float16
+            assert tensors == {"mean": (half, shape), "std": (half, shape), "mel": (half, (FRAMES, 10, 20))}
+            with safe_open(path, framework="pt") as file:
+                noted = file.metadata()
+            assert noted["source"] == f"{split}/{entry['path']}" and noted["frames"] == str(FRAMES)
+            assert noted["sha256"] == entry["sha256"] and path.stat().st_size == entry["bytes"]
+            assert entry["class"] == Path(entry["path"]).parts[0]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_clips_are_those_of_files_encoded_in_memory_up_to_float16(folder, balls, split):
+    codec = AVCodec.load(folder / "pipeline")
+    videos = ClipDataset(balls, split, clip_frames=9, image_size=16, context=AVCodec.context)
+    expected, got = encode_files(videos, codec, torch.device("cpu")), PreparedDataset(folder, split, 9)
+    assert len(got) == len(expected) == len(videos) and got.class_names == videos.class_names
+    for i in range(len(got)):
+        ours, theirs = got[i], expected[i]
+        assert (ours["y"], ours["start"]) == (theirs["y"], theirs["start"])
+        assert Path(ours["path"]).name == f"{Path(theirs['path']).name}.safetensors"
+        for name in ("mean", "std", "a"):
+            assert ours[name].dtype == torch.float32 and ours[name].shape == theirs[name].shape
+            torch.testing.assert_close(ours[name], theirs[name], rtol=2**-10, atol=1e-5)
+
+
+def test_audio_scale_and_statistics_are_those_of_all_training_files(folder, balls):
+    videos, spec = ClipDataset(balls, image_size=16, context=AVCodec.context), AVSpec.load(folder / "pipeline")
+    items = [videos.file(i) for i in range(5)]
+    mel = to_model(log_mel(torch.stack([item["wave"] for item in items]), 20, padded=True), 1.0)
+    assert 1 / mel.double().std().item() == pytest.approx(spec.audio_scale, rel=1e-4)
+    assert spec.audio_scale == index(folder)["audio_scale"] and spec.class_names == ("blue", "green", "red")
+    frames = torch.cat([item["frames"] for item in items]).double().transpose(0, 1).flatten(1)  # pixels are latents
+    found = index(folder)["statistics"]["latents"]
+    expected = {"mean": frames.mean(1), "std": frames.std(1), "min": frames.amin(1), "max": frames.amax(1)}
+    for name, x in expected.items():
+        assert found[name] == pytest.approx(x.tolist(), rel=1e-3, abs=1e-3)
+
+
+def test_report_compares_pictures_and_mel_with_what_was_read(folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert len(report["compared"]) == 5 and report["files"] == report["encoded"] == 7 and report["skipped"] == 0
+    assert 60 < report["psnr_db"] < 100  # of float16: pixels lose nothing else
+    assert 0 < report["mel_max_db"] < 0.03 and report["cpu_share"] > 0
+
+
+def test_fitted_codec_is_stored_and_an_error_of_one_grey_level_shows(balls, tmp_path, no_sheet):
+    run(balls, tmp_path, "--codec=patch-pca", "--image-size=32")
+    codec = AVCodec.load(tmp_path / "pipeline")
+    assert (
+        isinstance(codec.frames, PatchPCA) and 15 < json.loads((tmp_path / "report.json").read_text())["psnr_db"] < 60
+    )
+    assert index(tmp_path)["facts"]["codec_sha256"] == hash_codec(codec.frames)
+    other = PatchPCA(codec.frames.mean + 1e-3, codec.frames.basis, codec.frames.scale)
+    assert hash_codec(other) != hash_codec(codec.frames)
+    other.save(tmp_path / "pipeline" / "codec")
+    with pytest.raises(ValueError, match="was prepared with another codec_sha256; repeat"):
+        run(balls, tmp_path, "--codec=patch-pca", "--image-size=32")
+
+
+def test_class_folders_can_be_ignored(balls, tmp_path, no_sheet):
+    data = PreparedDataset(run(balls, tmp_path, "--num-classes", 0))
+    assert data.class_names == () and data[0]["y"] == -1 and AVSpec.load(tmp_path / "pipeline").class_names == ()
+
+
+# -------------------------------------------------------------------------------------------- blocks of a long file
+
+
+@pytest.mark.parametrize("fps", [10, 25, 50])
+def test_blocks_are_the_whole_file_cut(balls, fps):
+    """At 25 and 50 fps a frame has less sound than the context reaches."""
+    data = ClipDataset(balls, "train", 3, 16, fps, context=AVCodec.context)
+    entry, per_frame = data.entries[0], 16000 // fps
+    assert entry.frames % BLOCK
+    assert torch.cat(list(picture_blocks(data, entry))).equal(data.file(0)["frames"])
+    how = dict(fps=fps, sample_rate=16000, context=data.context, channels="mean")
+    whole = clip_sound(data.folder / entry.path, 0, entry.frames, entry.frames, **how) * 0.95 / entry.peak
+    for i, wave in enumerate(sound_blocks(data, entry)):
+        begin, stop = i * BLOCK * per_frame, min((i + 1) * BLOCK, entry.frames) * per_frame + 2 * data.context
+        torch.testing.assert_close(wave, whole[begin:stop], rtol=0, atol=1e-6)
+
+
+def test_sound_that_ends_before_the_picture_is_followed_by_silence(balls):
+    data = ClipDataset(balls, image_size=16, context=AVCodec.context)
+    longer = replace(data.entries[0], frames=3 * BLOCK)
+    waves = list(sound_blocks(data, longer))
+    assert len(waves) == 3 and not waves[2].any() and waves[1][:1000].any()
+
+
+def memory():
+    """Resident bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_memory_does_not_grow_with_the_length_of_a_file(tmp_path):
+    """60 s at 192 px are 265 MB of pictures."""
+    path = tmp_path / "train" / "long.mp4"
+    path.parent.mkdir()
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 255, (600, 16, 16, 3), generator=rng, dtype=torch.uint8)
+    write_clip(path, noise, 2 * torch.rand(960000, generator=rng) - 1)
+    data = ClipDataset(tmp_path, image_size=192, context=AVCodec.context)
+    codec = AVCodec(AVSpec(n_mels=20, image_size=192, codec="patch-pca"), PatchPCA.fit(noise), GriffinLim(20))
+    encode, seen = codec.encode, []
+    codec.encode = lambda *x: seen.append(memory()) or encode(*x)
+    encode_file(data, replace(data.entries[0], frames=BLOCK), codec, tmp_path / "short", {})
+    short, seen[:] = max(seen), []
+    encode_file(data, data.entries[0], codec, tmp_path / "long", {})
+    assert len(seen) == math.ceil(600 / BLOCK) and max(seen) - short < 100e6
+
+
+# ------------------------------------------------------------------------------------ again, interrupted, in parallel
+
+
+def test_second_run_writes_nothing_and_says_so(folder, balls, capsys):
+    before = modified(folder)
+    run(balls, folder)
+    assert modified(folder) == before
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "7 files, skipped 0" in out and "nothing is written" in out
+
+
+def test_first_run_says_what_it_did_in_one_line(videos, tmp_path, capsys, no_sheet):
+    (videos / "train" / "red" / "broken.mp4").write_bytes(b"no video")
+    run(videos, tmp_path / "out")
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "7 files, skipped 1, 1.0 MB" in out and "encoded 7 in" in out and "CPU" in out
+
+
+def killed(data, out, ready, log=Path(os.devnull)):
+    """Run prepare.py and kill it as soon as it is `ready`; whether it had not ended before."""
+    child = spawn(data, out, log)
+    while child.poll() is None and not ready():
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    return child.wait() == -signal.SIGKILL
+
+
+def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tmp_path):
+    assert killed(balls, tmp_path, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
+    assert not is_prepared(tmp_path)
+    kept = {path: made for path, made in modified(tmp_path).items() if Path(path).name.startswith("ball")}
+    (tmp_path / "test" / "blue").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "test" / "blue" / ".ball_00000.mp4.safetensors.1.part").write_bytes(b"half")
+    (tmp_path / ".pipeline.1.part").mkdir()
+    run(balls, tmp_path)
+    assert_same(folder, tmp_path)
+    assert 1 < len(kept) < 7 and kept.items() <= modified(tmp_path).items()
+
+
+def later(log, seconds):
+    """Ready so many seconds after the first word of a run: the bar that stands at no file yet."""
+    began = []
+
+    def ready():
+        if not began and log.stat().st_size:
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() > began[0] + seconds
+
+    return ready
+
+
+@pytest.mark.slow
+def test_25_kills_at_any_time_leave_no_trace(folder, balls, tmp_path):
+    """Five times five: the files come first, the sheet and the index in the last runs."""
+    rng, ends = random.Random(0), []
+    for i in range(25):
+        log = tmp_path / f"{i}.txt"
+        log.touch()
+        ends.append(killed(balls, tmp_path / str(i // 5), later(log, rng.uniform(0, 2)), log))
+    for i in range(5):
+        assert_same(folder, run(balls, tmp_path / str(i)))
+    assert sum(ends) > 15
+
+
+def test_two_processes_make_the_files_of_one_to_the_byte(folder, balls, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "prepare.py"]
+    done = subprocess.run(
+        [*launch, *argv(balls, tmp_path)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert_same(folder, tmp_path)
+    assert "| 4/4 [" in done.stderr and done.stdout.count("\n") == 1 and "encoded 7" in done.stdout
+    assert json.loads((tmp_path / "report.json").read_text())["processes"] == 2
+
+
+# -------------------------------------------------------------------------------------------------- changing sources
+
+
+def test_changed_new_and_removed_videos_lead_to_the_folder_of_a_fresh_run(videos, tmp_path, no_sheet):
+    out, train = run(videos, tmp_path / "out"), videos / "train"
+    before = modified(out)
+    shutil.copy(train / "red" / "ball_00002.mp4", train / "blue" / "ball_00000.mp4")
+    (train / "green" / "ball_00004.mp4").unlink()
+    shutil.copytree(train / "red", train / "violet")
+    run(videos, out)
+    assert_same(run(videos, tmp_path / "fresh"), out)
+    assert AVSpec.load(out / "pipeline").class_names == ("blue", "green", "red", "violet")
+    same = [path for path in before if modified(out).get(path) == before[path]]
+    assert len([path for path in same if path.endswith(".mp4.safetensors")]) == 5
+    shutil.rmtree(train / "violet")
+    shutil.rmtree(videos / "test")
+    run(videos, out)
+    assert list(index(out)["splits"]) == ["train"] and not list((out / "test").rglob("*.safetensors"))
+    assert len(PreparedDataset(out).entries) == 4
+
+
+def test_damaged_latents_are_made_again(videos, tmp_path, no_sheet):
+    out = run(videos, tmp_path / "out")
+    kept = shutil.copytree(out, tmp_path / "kept")
+    for path, data in (("blue/ball_00000", b""), ("red/ball_00002", b"x" * 100)):
+        (out / "train" / f"{path}.mp4.safetensors").write_bytes(data)
+    (out / "train" / "green" / "ball_00001.mp4.safetensors").unlink()
+    run(videos, out)
+    assert_same(kept, out)
+    assert json.loads((out / "report.json").read_text())["encoded"] == 3
+
+
+def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_sheet, monkeypatch):
+    """One passes the look at its packets and cannot be decoded; a second run does not try it again."""
+    train, tried = videos / "train", []
+    (train / "red" / "broken.mp4").write_bytes(b"no video")
+    write_clip(train / "red" / "silent.mp4", torch.zeros(20, 16, 16, 3, dtype=torch.uint8), torch.zeros(32000))
+    frames = pipeline.encode.iter_frames
+
+    def damaged(path, *args):
+        if Path(path).name == "ball_00004.mp4":
+            tried.append(path)
+            raise MediaError(f"{path} cannot be decoded; replace it")
+        yield from frames(path, *args)
+
+    monkeypatch.setattr(pipeline.encode, "iter_frames", damaged)
+    out = run(videos, tmp_path / "out", "--codec=patch-pca")
+    found = {e["path"]: e["reason"].partition(":")[0] for e in index(out)["splits"]["train"]["skipped"]}
+    bad = "green/ball_00004.mp4"
+    assert found == {"red/broken.mp4": "unreadable", "red/silent.mp4": "silent", bad: "unreadable"}
+    assert not (out / "train" / f"{bad}.safetensors").exists() and len(PreparedDataset(out).skipped) == 3
+    before, tried[:] = modified(out), []
+    run(videos, out, "--codec=patch-pca")
+    assert modified(out) == before and not tried
+
+
+# --------------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--codec=patch-pca"], "was prepared with codec 'pixels', not 'patch-pca'"),
+        (["--image-size=24"], "was prepared with image_size 16, not 24"),
+        (["--n-mels=32"], "was prepared with n_mels 20, not 32"),
+        (["--resize=crop"], "was prepared with resize 'pad', not 'crop'"),
+        (["--fps=20"], "was prepared with fps 10, not 20"),
+        (["--codec=jpeg"], "codec 'jpeg' is unknown; choose one of sd-vae"),
+        (["--num-classes=2"], "--num-classes 2 contradicts the 3 class folders"),
+        (["--fps=30"], "is not a whole number of mel frames per video frame"),
+        (["--device=cuda:99"], "--device cuda:99 cannot be used"),
+    ],
+)
+def test_other_facts_and_impossible_arguments_are_refused_and_nothing_changes(folder, balls, more, said):
+    before = modified(folder)
+    with pytest.raises(ValueError, match=said):
+        run(balls, folder, *more)
+    assert modified(folder) == before
+
+
+def test_bad_folders_are_refused_in_one_sentence(balls, tmp_path, capsys):
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has no videos"):
+        run(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ValueError, match="has no folder 'train'"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot be written"):
+        run(balls, tmp_path / "file" / "out")
+    for more, said in (
+        ("--normalise=clip", "--normalise clip scales each clip"),
+        (f"--out={balls}", "is the folder of"),
+    ):
+        with pytest.raises(SystemExit):
+            run(balls, tmp_path / "out", more)
+        assert said in capsys.readouterr().err
+
+
+def test_errors_of_the_script_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *argv(tmp_path / "nowhere", tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(prepare.main)
+    assert capsys.readouterr().err.count("\n") == 1
