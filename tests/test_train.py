@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import cli
-import diffusion.flow
+import pipeline.training
 import prepare
 import train
 from data.av import MediaError, probe, read_audio
@@ -424,13 +424,13 @@ def test_released_training_line_runs_with_tiny_substitutes(balls, tmp_path):
 
 
 def test_step_whose_loss_is_not_finite_is_skipped_and_counted(balls, tmp_path, monkeypatch):
-    step, flow_loss = iter(range(100)), diffusion.flow.flow_loss
+    step, flow_loss = iter(range(100)), pipeline.training.flow_loss
 
     def sometimes(*args, **how):
         loss = flow_loss(*args, **how)
         return loss._replace(total=loss.total * math.nan) if next(step) == 2 else loss
 
-    monkeypatch.setattr(diffusion.flow, "flow_loss", sometimes)
+    monkeypatch.setattr(pipeline.training, "flow_loss", sometimes)
     train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size", 2, "--max-steps", 4, "--ckpt-every", 1,
                     "--ckpt-limit", 4))  # fmt: skip
     before, after, later = (state(tmp_path, n) for n in (2, 3, 4))
