@@ -7,11 +7,8 @@ import platform
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
 SMALL = 10_000_000  # parameters
 PACKAGES = ("torch", "torchaudio", "diffusers", "accelerate", "av", "numpy")  # whose versions change results
-SHEET_CLIPS = 8  # clips on a contact sheet
 PATIENCE = timedelta(days=7)  # of a process that has done its share; the launcher ends all of them when one fails
 
 
@@ -153,88 +149,6 @@ def _class(name: str, class_names: tuple[str, ...]) -> int:
     if name.isdecimal() and int(name) < len(class_names):
         return int(name)
     raise ValueError(f"class {name!r} does not exist; choose {', '.join(class_names)} or 0 to {len(class_names) - 1}")
-
-
-def add_conditional_arguments(parser: argparse.ArgumentParser, given: str) -> None:
-    """What is given, how, and where the films go.
-
-    Args:
-        given: "sound" or "picture".
-    """
-    group = parser.add_argument_group("input and output")
-    path = group.add_mutually_exclusive_group(required=True)
-    path.add_argument("--input", type=Path, help=f"file with {given}, or folder with [class/]file; the folder of a "
-                      "file is its class unless --classes are given, a file in none has none")  # fmt: skip
-    path.add_argument("--data-path", type=Path, help="data set with SPLIT/[class/]file, instead of --input")
-    group.add_argument("--split", default="test", help="which part of --data-path")
-    group.add_argument("--results-dir", type=Path, default=Path("results"), help="where the films go")
-    group.add_argument("--video-length", type=whole, default=0, help="frames at most per input; 0 for the whole input")
-    group.add_argument("--num-videos", type=positive, help="inputs at most; all if not given")
-    group.add_argument("--batch-size", type=positive, default=8, help="inputs sampled side by side")
-    group.add_argument("--method", choices=["guide", "replace", "clean"], default="guide",
-                       help=f"guide: by the gradient of the error in the {given}; replace: without it, in half the "
-                       f"time; clean: shows the model the {given} without noise, for which it must have been trained "
-                       "with --independent-times")  # fmt: skip
-    group.add_argument("--guidance-scale", type=float, default=25.0, help="of --method guide, per sample; the released "
-                       "100 is divided by its batch of 4")  # fmt: skip
-
-
-def sample_conditionally(args: argparse.Namespace, given: str) -> None:
-    """Make a film for each input that `add_conditional_arguments` describes, and put all on record.
-
-    Raises:
-        ValueError, OSError: an argument cannot be, or none of the inputs can be used.
-    """
-    folder = output_folder(args.results_dir)
-    from tqdm import tqdm
-
-    from pipeline.conditional import conditioned_streams, examine, find_inputs, folder_labels, generate
-
-    path = args.input or args.data_path / args.split
-    files = find_inputs(path, given)[: args.num_videos]
-    pipe = load_pipeline(args)
-    names = pipe.spec.class_names
-    y = labels(args.classes, names, len(files)) if args.classes else folder_labels(files, path, names)
-    jobs, problems = examine(pipe, files, y, given, args.video_length, partial(tqdm, unit="file", desc="examining"))
-    streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, args.num_timesteps, args.cfg_scale)
-    made, began = {}, time.perf_counter()
-    total = sum(job.source.frames for job in jobs)
-    with tqdm(total=total, unit="frame") as bar:
-        for job, frames, film in generate(streams, jobs, args.seed, args.batch_size, folder):
-            bar.update(frames)
-            if film:
-                made[job.sample] = film.name
-    seconds = time.perf_counter() - began
-    records = [_record(job, made[job.sample], pipe.spec) for job in jobs]
-    write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    write_run(folder, args, spec=asdict(pipe.spec), seconds=seconds, skipped=problems)
-    _sheet(folder, records[:SHEET_CLIPS], pipe.spec)
-    length = total / pipe.spec.fps
-    print(f"{folder}: {len(jobs)} films, {length:.1f} s in {seconds:.1f} s, {length / seconds:.2f} x real time"
-          + (f"; skipped {len(problems)} inputs ({problems[0]})" if problems else ""))  # fmt: skip
-
-
-def _record(job, file: str, spec) -> dict:
-    """What samples.jsonl says of a film."""
-    label = {} if job.y is None else {"y": job.y, "class": spec.class_names[job.y]}
-    return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames, **label}
-
-
-def _sheet(folder: Path, records: list[dict], spec) -> None:
-    """contact_sheet.png of the beginnings of these films, as they were written."""
-    import torch
-
-    from contact import THUMBNAILS, Clip, contact_sheets, thin_out
-    from data.av import iter_frames, read_audio
-
-    clips = []
-    for record in records:
-        path, count = folder / record["file"], min(record["frames"], THUMBNAILS)
-        pictures = torch.stack([thin_out(frame) for frame in iter_frames(path, spec.fps, count=count)])
-        wave = read_audio(path, 0, count * spec.samples_per_frame, spec.sample_rate)
-        title = " ".join(filter(None, (record["file"], record.get("class"))))
-        clips.append(Clip(pictures, wave, spec.fps, spec.sample_rate, title))
-    contact_sheets(clips, folder / "contact_sheet.png")
 
 
 def output_folder(path: Path) -> Path:

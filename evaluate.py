@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import cli
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
-    from evaluation.measures import Measure, Result, Setting
+    from evaluation.measures import Measure
+    from evaluation.setting import Result, Setting
     from evaluation.videos import Folder
 
 METRICS = ("fvd", "kvd", "fad", "sync", "long", "loops", "memorisation")
@@ -121,7 +122,8 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     """
     from tqdm import tqdm
 
-    from evaluation.measures import Setting, measures
+    from evaluation.measures import measures
+    from evaluation.setting import Setting
     from evaluation.videos import find_videos
 
     bar = partial(tqdm, disable=not processes.is_main_process, unit="clip")
@@ -170,7 +172,7 @@ def enough(folder: Folder, args) -> None:
 
 def measure(setting: Setting, chosen: dict[str, Measure]) -> tuple[Result, dict[str, float]]:
     """All measures in one result, and the seconds that each took."""
-    from evaluation.measures import Result
+    from evaluation.setting import Result
 
     whole, seconds = Result([]), {}
     for name, one in chosen.items():

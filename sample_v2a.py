@@ -5,18 +5,19 @@ sound as sample_00000.wav.
 """
 
 import cli
+import conditional
 
 
 def parse(argv=None):
     p = cli.Parser(__doc__.splitlines()[0])
     cli.add_checkpoint_arguments(p)
     cli.add_sampling_arguments(p)
-    cli.add_conditional_arguments(p, given="picture")
+    conditional.add_arguments(p, given="picture")
     return p.parse_args(argv)
 
 
 def main(argv=None):
-    cli.sample_conditionally(parse(argv), given="picture")
+    conditional.sample(parse(argv), given="picture")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from data.av import iter_frames
 from data.frames import fit, to_uint8
 from evaluation import plots
 from evaluation.features import Motion, Sound, shared
-from evaluation.measures import FAD_SCALE, LEVEL, Figure, Result, Setting
+from evaluation.setting import FAD_SCALE, LEVEL, Figure, Result, Setting
 from evaluation.videos import FPS, FRAMES, Clip, Video
 from metrics.distances import frechet, kernel_distance
 from metrics.intervals import bootstrap, bootstrap_curve

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Plot
 
-    from evaluation.measures import Figure, Result
+    from evaluation.setting import Figure, Result
 
 STYLE = """body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
 padding: 0 1rem; color: #222 }

@@ -10,7 +10,7 @@ import numpy as np
 
 from data.av import iter_frames, read_audio
 from evaluation.features import shared
-from evaluation.measures import LEVEL, Figure, Result, Setting
+from evaluation.setting import LEVEL, Figure, Result, Setting
 from evaluation.videos import FPS, Folder, Video
 from metrics.align import (
     against_chance,

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 LEAVES = ("models", "diffusion", "data", "vocoder", "metrics")
 JOINTS = ("pipeline", "evaluation")  # where leaves meet
 ROOMS = (*LEAVES, *JOINTS)
-SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem != "cli")
-OURS = {*ROOMS, *SCRIPTS, "cli"}
+SHARED = ("cli", "conditional")  # by scripts
+SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem not in SHARED)
+OURS = {*ROOMS, *SCRIPTS, *SHARED}
 
 
 def imports(path: Path) -> set[str]:
@@ -48,12 +49,12 @@ def test_leaf_imports_no_other_room_and_no_script(leaf):
 
 
 def test_no_room_imports_a_script():
-    assert not [path for path in files(*JOINTS) if imports(path) & {*SCRIPTS, "cli"}]
+    assert not [path for path in files(*JOINTS) if imports(path) & {*SCRIPTS, *SHARED}]
 
 
 def test_only_joints_and_scripts_join_leaves():
     """cli.py is shared by scripts, and contact.py is one: both are the front of the house."""
-    front = {ROOT / f"{name}.py" for name in (*SCRIPTS, "cli")}
+    front = {ROOT / f"{name}.py" for name in (*SCRIPTS, *SHARED)}
     elsewhere = [p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in ("tests", "benchmarks", ".venv")]
     joins = {path for path in elsewhere if len(imports(path) & set(LEAVES)) > 1}
     assert {path for path in joins if path not in front and path.parent.name not in JOINTS} == set()
@@ -96,7 +97,9 @@ def test_every_script_takes_a_seed_or_only_reads(script):
     assert ("--seed" in shown) == (script != "contact")
 
 
-@pytest.mark.parametrize("path", [*files(*ROOMS), ROOT / "cli.py"], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*files(*ROOMS), *(ROOT / f"{name}.py" for name in SHARED)], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_public_names_have_a_docstring(path):
     """`main` is what the module's own docstring is about."""
     tree = ast.parse(path.read_text())

@@ -14,8 +14,9 @@ from data.synthetic import write_dataset
 from evaluation import plots
 from evaluation.drift import loops
 from evaluation.features import RANDOM, CompatSound, Motion, Sound
-from evaluation.measures import Setting, measures
+from evaluation.measures import measures
 from evaluation.report import page
+from evaluation.setting import Setting
 from evaluation.videos import find_videos
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None)

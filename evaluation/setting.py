@@ -1,0 +1,99 @@
+"""What measures share: a setting to work on, and figures with their protocol as the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluation.features import RANDOM, Extracted, Extractor, extract
+from evaluation.videos import Clip, Folder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Plot
+
+FAD_SCALE = 1e4  # of the published FAD
+LEVEL = "95 %"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure, with all that one needs to compare it with another of that name.
+
+    reference: the same figure where the best possible is known: between real clips, or of the real videos.
+    """
+
+    name: str
+    value: float
+    protocol: str
+    fake: int  # clips or videos
+    real: int = 0
+    low: float | None = None
+    high: float | None = None
+    interval: str = ""  # what low and high are the ends of
+    reference: float | None = None
+    reference_is: str = ""
+    note: str = ""
+
+
+@dataclass
+class Result:
+    """What a measure gives: figures, plots by name, and data for the JSON."""
+
+    figures: list[Figure]
+    plots: dict[str, Plot] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __add__(self, other: Result) -> Result:
+        return Result(self.figures + other.figures, self.plots | other.plots, self.data | other.data)
+
+
+class Setting:
+    """What measures work on: folders, how many clips of each, and features that are computed when first asked for.
+
+    Args:
+        fake, real, train: folders; train only for memorisation.
+        num: clips of each folder; fewer where it has fewer.
+        extractors: those that the measures need, by class.
+        cache: folder of features. processes: an `accelerate.PartialState`. seed: of the subsets of intervals.
+        progress: makes a bar: progress(total=, desc=).
+        prerolled: first frames of long videos, which pre-rolling made.
+    """
+
+    def __init__(
+        self,
+        fake: Folder,
+        real: Folder,
+        train: Folder | None,
+        num: int,
+        extractors: dict[type[Extractor], Extractor],
+        cache: Path,
+        processes,
+        batch_size: int,
+        seed: int,
+        progress: Callable,
+        prerolled: int = 10,
+    ):
+        self.fake, self.real, self.train, self.num = fake, real, train, num
+        self.extractors, self.cache, self.processes = extractors, cache, processes
+        self.batch_size, self.seed, self.progress, self.prerolled = batch_size, seed, progress, prerolled
+        self.extracted: dict[str, Extracted] = {}  # what was asked for, for the record
+
+    def features(self, name: str, clips: list[Clip], kind: type[Extractor]) -> Extracted:
+        """Features of clips; `name` says whose they are, for the record."""
+        key = f"{name} {kind.name}"
+        if key not in self.extracted:
+            how = (self.extractors[kind], self.cache, self.processes, self.batch_size, self.progress)
+            self.extracted[key] = extract(clips, *how)
+        return self.extracted[key]
+
+    def pair(self, kind: type[Extractor]):
+        """Features of the generated and of the real clips."""
+        return tuple(
+            self.features(name, folder.clips(self.num), kind).features
+            for name, folder in (("fake", self.fake), ("real", self.real))
+        )
+
+    def note(self, kind: type[Extractor]) -> str:
+        return RANDOM if self.extractors[kind].weights == RANDOM else ""
