@@ -145,7 +145,7 @@ def extract(
     keys = ["|".join(clip.key for clip in group) for group in groups]
     made = shared(
         groups, keys, lambda missing: _embedded(missing, extractor, together), cache / extractor.identity, processes,
-        lambda total: progress(total=total, desc=extractor.name),
+        lambda total: progress(total=total, desc=extractor.name), together,
     )  # fmt: skip
     features = torch.from_numpy(np.concatenate([arrays["features"] for arrays in made.arrays]))
     computed, mine = (sum(map(len, some)) for some in (made.computed, made.mine))
@@ -163,7 +163,9 @@ class Shared:
     seconds: float
 
 
-def shared(items: list, keys: list[str], compute: Callable, folder: Path, processes, progress: Callable) -> Shared:
+def shared(
+    items: list, keys: list[str], compute: Callable, folder: Path, processes, progress: Callable, together: int = 1
+) -> Shared:
     """What `compute` makes of items: taken from a folder where it is there, else computed, a share by each process.
 
     Args:
@@ -172,6 +174,7 @@ def shared(items: list, keys: list[str], compute: Callable, folder: Path, proces
         folder: that all processes see; an interrupted run goes on with what it holds.
         processes: an `accelerate.PartialState`.
         progress: makes a bar of a total.
+        together: items that `compute` takes at once; they go to one process, so that it rounds as a single one would.
     Raises:
         ValueError: what another process computed is not there.
     """
@@ -180,7 +183,8 @@ def shared(items: list, keys: list[str], compute: Callable, folder: Path, proces
     found = {file: _load(file) for file in files}
     missing = {item: file for file, item in dict(zip(files, items)).items() if found[file] is None}
     processes.wait_for_everyone()  # so that all see the same files before the first is written
-    mine, began = list(missing)[processes.process_index :: processes.num_processes], time.perf_counter()
+    batches, began = _in_groups(list(missing), together), time.perf_counter()
+    mine = [item for batch in batches[processes.process_index :: processes.num_processes] for item in batch]
     with progress(len(mine)) as bar:
         for item, arrays in compute(mine):
             _save(missing[item], arrays)
