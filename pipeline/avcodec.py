@@ -1,6 +1,8 @@
 """AVCodec: pictures and sound to what the model sees, and back."""
 
+import json
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from einops import rearrange
@@ -10,6 +12,8 @@ from data.frames import to_uint8
 from models.codec import FrameCodec, load_codec
 from pipeline.spec import AVSpec
 from vocoder import CONTEXT, GriffinLim, from_model, load_vocoder, log_mel, to_model
+
+LARGEST_CODEC_SIZE = 2**14  # layers, channels or pixels
 
 
 class AVCodec:
@@ -73,12 +77,14 @@ class AVCodec:
 
     @classmethod
     def load(cls, folder: Path, spec: AVSpec | None = None) -> "AVCodec":
-        """From a checkpoint folder; `spec` where it has no pipeline.json."""
+        """From a checkpoint folder; `spec` where it has no pipeline.json.
+
+        Raises:
+            FileNotFoundError, ValueError: something is missing, damaged or does not fit.
+        """
         folder = Path(folder)
         spec = spec or AVSpec.load(folder)
-        return cls(
-            spec, load_codec(spec.codec, spec.codec_source, folder / "codec"), make_vocoder(spec, folder / "vocoder")
-        )
+        return cls(spec, _frame_codec(folder / "codec", spec), make_vocoder(spec, folder / "vocoder"))
 
 
 def make_vocoder(spec: AVSpec, source: Path | None) -> torch.nn.Module:
@@ -86,3 +92,29 @@ def make_vocoder(spec: AVSpec, source: Path | None) -> torch.nn.Module:
     if spec.vocoder == "griffin-lim":
         return GriffinLim(spec.n_mels, spec.sample_rate)
     return load_vocoder(spec.vocoder, source)
+
+
+def _frame_codec(folder: Path, spec: AVSpec) -> FrameCodec:
+    """The frame codec of a checkpoint, in `folder` where it is stored."""
+    config = folder / "config.json"
+    try:
+        if config.is_file():
+            json.loads(config.read_text(), parse_int=_codec_size)
+        codec = load_codec(spec.codec, spec.codec_source, folder)
+        if absent := [name for name, weight in codec.state_dict().items() if weight.is_meta]:
+            raise ValueError(f"no weights for {absent[0]} and {len(absent) - 1} others")
+        return codec
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # libraries have no end of ways to fail on files that do not fit them
+        reason = shorten(f"{type(error).__name__}: {error}", 200)
+        raise ValueError(
+            f"codec {spec.codec} cannot be loaded ({reason}); take its config and weights from one place"
+        ) from error
+
+
+def _codec_size(digits: str) -> int:
+    """A whole number in the config of a codec; absurd ones would cost hours or all memory."""
+    if int(digits) > LARGEST_CODEC_SIZE:
+        raise ValueError(f"{digits[:20]} is no size of a codec")
+    return int(digits)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from textwrap import shorten
 
 import torch
 from torch import Tensor
@@ -14,14 +13,11 @@ from torch import Tensor
 from diffusion.guidance import Guidance, class_guided
 from diffusion.rolling import Window, roll, start
 from models import FLAV
-from models.codec import FrameCodec, load_codec
-from pipeline.avcodec import AVCodec, make_vocoder
+from pipeline.avcodec import AVCodec
 from pipeline.finetune import load_adapter
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.storage import replaced_folder
 from pipeline.streams import Chunk, Past, Streams, StreamState
-
-LARGEST_CODEC_SIZE = 2**14  # layers, channels or pixels
 
 
 @dataclass(frozen=True)
@@ -88,8 +84,7 @@ class AVPipeline:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
         overrides = {"codec_source": codec_source, "vocoder": vocoder}
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
-        codec = AVCodec(spec, _frame_codec(folder / "codec", spec), make_vocoder(spec, folder / "vocoder"))
-        return cls(model, codec, device, dtype)
+        return cls(model, AVCodec.load(folder, spec), device, dtype)
 
     def save(self, folder: Path) -> None:
         """Write a self-describing checkpoint folder, complete or not at all."""
@@ -232,29 +227,3 @@ class AVPipeline:
             for name, weight in part.state_dict().items():
                 digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
-
-
-def _frame_codec(folder: Path, spec: AVSpec) -> FrameCodec:
-    """The frame codec of a checkpoint, in `folder` where it is stored."""
-    config = folder / "config.json"
-    try:
-        if config.is_file():
-            json.loads(config.read_text(), parse_int=_codec_size)
-        codec = load_codec(spec.codec, spec.codec_source, folder)
-        if absent := [name for name, weight in codec.state_dict().items() if weight.is_meta]:
-            raise ValueError(f"no weights for {absent[0]} and {len(absent) - 1} others")
-        return codec
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # libraries have no end of ways to fail on files that do not fit them
-        reason = shorten(f"{type(error).__name__}: {error}", 200)
-        raise ValueError(
-            f"codec {spec.codec} cannot be loaded ({reason}); take its config and weights from one place"
-        ) from error
-
-
-def _codec_size(digits: str) -> int:
-    """A whole number in the config of a codec; absurd ones would cost hours or all memory."""
-    if int(digits) > LARGEST_CODEC_SIZE:
-        raise ValueError(f"{digits[:20]} is no size of a codec")
-    return int(digits)
