@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from data.av import iter_frames
 from data.frames import fit, to_uint8
 from evaluation import plots
-from evaluation.features import Motion, Sound, shared
+from evaluation.features import Motion, Sound
 from evaluation.setting import FAD_SCALE, LEVEL, Figure, Result, Setting
 from evaluation.videos import FPS, FRAMES, Clip, Video
 from metrics.distances import frechet, kernel_distance
@@ -210,5 +210,4 @@ def _distances(setting: Setting, videos: list[Video], frames: int, sign: Callabl
             )
 
     keys = [f"{video.sha256}:{frames}:{named}" for video in videos]
-    bar = partial(setting.progress, desc="loops")
-    return shared(videos, keys, look, setting.cache / VERSION, setting.processes, lambda n: bar(total=n)).arrays
+    return setting.shared("loops", VERSION, videos, keys, look)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation.videos import FRAMES, Clip
+from evaluation.videos import FRAMES, Clip, sha256_of
 from metrics import audioclip, i3d, resize, weights
 
 RANDOM = "random features, not comparable"
@@ -52,8 +52,7 @@ class Extractor:
             self.weights = RANDOM
         else:
             weights.load(self.net, file, self.source, self.prefix)
-            with file.open("rb") as published:
-                self.weights = hashlib.file_digest(published, "sha256").hexdigest()
+            self.weights = sha256_of(file)
         self.net, self.device = self.net.eval().to(device), device
 
     @cached_property

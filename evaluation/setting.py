@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluation.features import RANDOM, Extracted, Extractor, extract
+from evaluation.features import RANDOM, Extracted, Extractor, extract, shared
 from evaluation.videos import Clip, Folder
 
 if TYPE_CHECKING:
@@ -87,6 +87,15 @@ class Setting:
             how = (self.extractors[kind], self.cache, self.processes, self.batch_size, self.progress)
             self.extracted[key] = extract(clips, *how)
         return self.extracted[key]
+
+    def shared(self, name: str, version: str, items: list, keys: list[str], compute: Callable) -> list[dict]:
+        """Arrays of items that are no features, kept and shared as these are.
+
+        Args:
+            name: on the bar. version: of what is kept. items, keys, compute: as of `evaluation.features.shared`.
+        """
+        return shared(items, keys, compute, self.cache / version, self.processes,
+                      lambda total: self.progress(total=total, desc=name)).arrays  # fmt: skip
 
     def pair(self, kind: type[Extractor]):
         """Features of the generated and of the real clips."""

@@ -9,7 +9,6 @@ from functools import partial
 import numpy as np
 
 from data.av import iter_frames, read_audio
-from evaluation.features import shared
 from evaluation.setting import LEVEL, Figure, Result, Setting
 from evaluation.videos import FPS, Folder, Video
 from metrics.align import (
@@ -72,9 +71,7 @@ def enough_videos(setting: Setting) -> None:
 def _events(setting: Setting, folder: Folder) -> list[dict[str, np.ndarray]]:
     """Events of each video of a folder, computed once per content and shared among processes."""
     videos = folder.videos[: setting.num]
-    bar = partial(setting.progress, desc="sync")
-    return shared(videos, [video.sha256 for video in videos], _look, setting.cache / VERSION, setting.processes,
-                  lambda total: bar(total=total)).arrays  # fmt: skip
+    return setting.shared("sync", VERSION, videos, [video.sha256 for video in videos], _look)
 
 
 def _look(videos: list[Video]) -> Iterator[tuple[Video, dict[str, np.ndarray]]]:

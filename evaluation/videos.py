@@ -135,6 +135,10 @@ def _look(path: Path, sound: bool) -> Video | str:
         return "no sound track"
     if (frames := info.frames(FPS)) < FRAMES:
         return f"{frames} frames at {FPS} fps, fewer than {FRAMES}"
+    return Video(path, sha256_of(path), frames, info.width, info.height, info.fps, info.has_audio)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's content."""
     with path.open("rb") as file:
-        sha256 = file_digest(file, "sha256").hexdigest()
-    return Video(path, sha256, frames, info.width, info.height, info.fps, info.has_audio)
+        return file_digest(file, "sha256").hexdigest()
