@@ -14,6 +14,19 @@ import cli
 SHEET_CLIPS = 8  # clips on the contact sheet
 
 
+def parse(doc: str, given: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of a script.
+
+    Args:
+        doc: of the script. given: "sound" or "picture".
+    """
+    parser = cli.Parser(doc.splitlines()[0])
+    cli.add_checkpoint_arguments(parser)
+    cli.add_sampling_arguments(parser)
+    add_arguments(parser, given)
+    return parser.parse_args(argv)
+
+
 def add_arguments(parser: argparse.ArgumentParser, given: str) -> None:
     """What is given, how, and where the films go.
 

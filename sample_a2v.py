@@ -9,15 +9,11 @@ import conditional
 
 
 def parse(argv=None):
-    p = cli.Parser(__doc__.splitlines()[0])
-    cli.add_checkpoint_arguments(p)
-    cli.add_sampling_arguments(p)
-    conditional.add_arguments(p, given="sound")
-    return p.parse_args(argv)
+    return conditional.parse(__doc__, "sound", argv)
 
 
 def main(argv=None):
-    conditional.sample(parse(argv), given="sound")
+    conditional.sample(parse(argv), "sound")
 
 
 if __name__ == "__main__":

@@ -9,15 +9,11 @@ import conditional
 
 
 def parse(argv=None):
-    p = cli.Parser(__doc__.splitlines()[0])
-    cli.add_checkpoint_arguments(p)
-    cli.add_sampling_arguments(p)
-    conditional.add_arguments(p, given="picture")
-    return p.parse_args(argv)
+    return conditional.parse(__doc__, "picture", argv)
 
 
 def main(argv=None):
-    conditional.sample(parse(argv), given="picture")
+    conditional.sample(parse(argv), "picture")
 
 
 if __name__ == "__main__":
