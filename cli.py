@@ -96,7 +96,7 @@ def join_processes(args) -> "PartialState":
     return PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available(), timeout=PATIENCE)
 
 
-def check_device(device: str) -> None:
+def check_device(device) -> None:
     """Raise a ValueError if a device cannot be used."""
     import torch
 

@@ -95,14 +95,10 @@ def find(args) -> tuple[dict[str, ClipDataset], AVCodec, tuple[str, ...]]:
     wanted = AVSpec(normalise=args.normalise, **{name: getattr(args, name) for name in SAME})
     splits = find_splits(args.data_path, wanted)
     train = splits["train"]
-    if args.num_classes not in (None, 0, train.num_classes):
-        raise ValueError(
-            f"--num-classes {args.num_classes} contradicts the {train.num_classes} class folders of {train.folder}; "
-            "leave it out, or give 0 to ignore them"
-        )
+    names = train.chosen_classes(args.num_classes)
     codec = open_codec(args.out / "pipeline", wanted, train)
     codec.spec = replace(codec.spec, audio_scale=1.0)
-    return splits, codec, () if args.num_classes == 0 else train.class_names
+    return splits, codec, names
 
 
 def device(args, processes):
@@ -114,11 +110,8 @@ def device(args, processes):
     import torch
 
     asked = args.device or processes.device
-    try:
-        return torch.empty(1, device=asked).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {asked} cannot be used ({reason}); choose another, or leave it out") from None
+    cli.check_device(asked)
+    return torch.device(asked)
 
 
 def share_cores(codec: AVCodec) -> None:

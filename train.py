@@ -316,14 +316,9 @@ def prepare(args):
     from pipeline.storage import replaced_folder
 
     dataset = open_data(args)
-    if args.num_classes not in (None, 0, dataset.num_classes):
-        raise ValueError(
-            f"--num-classes {args.num_classes} contradicts the {dataset.num_classes} class folders of "
-            f"{dataset.folder}; leave it out, or give 0 to ignore them"
-        )
     facts = {name: getattr(args, name) for name in FACTS}
     facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
-    facts["class_names"] = () if args.num_classes == 0 else dataset.class_names
+    facts["class_names"] = dataset.chosen_classes(args.num_classes)
     if args.audio_scale is not None:
         facts["audio_scale"] = args.audio_scale
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)

@@ -224,6 +224,19 @@ class ClipDataset(Dataset):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def chosen_classes(self, num_classes: int | None) -> tuple[str, ...]:
+        """Names of the classes that --num-classes asks for: all if None, none if 0.
+
+        Raises:
+            ValueError: it is another number than there are class folders.
+        """
+        if num_classes not in (None, 0, self.num_classes):
+            raise ValueError(
+                f"--num-classes {num_classes} contradicts the {self.num_classes} class folders of {self.folder}; "
+                "leave it out, or give 0 to ignore them"
+            )
+        return () if num_classes == 0 else self.class_names
+
     def summary(self) -> str:
         """One line for a log: what there is, and what was skipped for which reason."""
         return (
