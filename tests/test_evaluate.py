@@ -14,51 +14,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 import cli
 import evaluate
 from data.av import write_clip
 from evaluation.features import RANDOM, CompatSound, Motion, Sound
+from tests.networks import Eye, cells, small_networks
 
 ROOT = Path(__file__).parents[1]
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-
-
-class Eye(nn.Module):
-    """(B, 48) mean colours of 4x4 cells -> (B, 12)"""
-
-    def __init__(self):
-        super().__init__()
-        self.look = nn.Linear(48, 12)
-
-    def forward(self, x):
-        return self.look(x)
-
-
-class Ear(nn.Module):
-    """(B, 70560) sound -> (B, 6); in `compat` by the group, as batch norms make it."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(10, 6)
-
-    def embed(self, wave, mode):
-        y = self.fc(10 * wave.unflatten(-1, (10, -1)).square().mean(-1).sqrt())
-        return y - y.mean(0) if mode == "compat" else y
-
-
-def cells(self, clip):
-    x = clip.picture().float().mean(0).movedim(-1, 0) / 255  # (3,H,W)
-    return nn.functional.adaptive_avg_pool2d(x, 4).flatten()
-
-
-def small_networks(replace):
-    """`replace(object, name, value)` the networks by small ones: what is tested here is what is made of features."""
-    replace(Motion, "module", Eye)
-    replace(Motion, "read", cells)
-    for kind in (Sound, CompatSound):
-        replace(kind, "module", Ear)
 
 
 @pytest.fixture(autouse=True)
@@ -398,8 +362,8 @@ def test_published_weights_are_recorded_by_their_hash_and_their_figures_bear_no_
 def test_two_processes_give_the_figures_of_one(films, results, metrics, tmp_path):
     """A script of their own gives them the same small networks. Batches of one leave no rounding between the two."""
     (tmp_path / "small.py").write_text(
-        f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        f"runpy.run_path({__file__!r})['small_networks'](setattr)\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from tests.networks import small_networks\nsmall_networks(setattr)\n"
         "import cli, evaluate\ncli.run(evaluate.main)\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

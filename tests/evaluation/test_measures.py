@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from data.av import iter_frames, read_audio, write_clip
 from data.synthetic import write_dataset
@@ -18,46 +17,15 @@ from evaluation.measures import measures
 from evaluation.report import page
 from evaluation.setting import Setting
 from evaluation.videos import find_videos
+from tests.networks import Eye, small_networks
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None)
 KINDS = (Motion, Sound, CompatSound)
 
 
-class Eye(nn.Module):
-    """(B, 48) mean colours of 4x4 cells -> (B, 12)"""
-
-    def __init__(self):
-        super().__init__()
-        self.look = nn.Linear(48, 12)
-
-    def forward(self, x):
-        return self.look(x)
-
-
-class Ear(nn.Module):
-    """(B, 70560) sound -> (B, 6); in `compat` by the group, as batch norms make it."""
-
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(10, 6)
-
-    def embed(self, wave, mode):
-        y = self.fc(10 * wave.unflatten(-1, (10, -1)).square().mean(-1).sqrt())
-        return y - y.mean(0) if mode == "compat" else y
-
-
-def cells(self, clip):
-    x = clip.picture().float().mean(0).movedim(-1, 0) / 255  # (3,H,W)
-    return nn.functional.adaptive_avg_pool2d(x, 4).flatten()
-
-
 @pytest.fixture(autouse=True)
-def small_networks(monkeypatch):
-    """What is tested here is what is made of features: they come from networks of a few hundred weights."""
-    monkeypatch.setattr(Motion, "module", Eye)
-    monkeypatch.setattr(Motion, "read", cells)
-    for kind in (Sound, CompatSound):
-        monkeypatch.setattr(kind, "module", Ear)
+def _small_networks(monkeypatch):
+    small_networks(monkeypatch.setattr)
 
 
 def bar(**_):
