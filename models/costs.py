@@ -266,8 +266,8 @@ def _outer_parameters(s: _Sizes) -> int:
 
 def _copied_weights(s: _Sizes) -> int:
     """Weights of which autocast's copies live on for the backward pass; of checkpointed blocks one at a time does."""
-    blocks, patches = 1 if s.grad_ckpt else s.depth, s.patch * s.D  # a convolution keeps its weight in any case
-    return patches + _weights(_later_linears(s)) + blocks * _weights(_block_linears(s))
+    blocks = 1 if s.grad_ckpt else s.depth
+    return _weights(_later_linears(s)) + blocks * _weights(_block_linears(s))
 
 
 def _normed(D: int, stream: int) -> int:

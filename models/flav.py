@@ -1,6 +1,7 @@
 """FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 from models import official
 from models.fusion import FUSIONS
-from models.layers import Attention, Head, TimeEmbed, gated, modulate, norm
+from models.layers import Attention, Head, PatchEmbed, TimeEmbed, add_gated, modulate, norm
 
+Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
@@ -37,28 +39,44 @@ class Block(nn.Module):
         self.video_mlp_adaln = nn.Linear(dim, 3 * dim)
         self.audio_mlp_adaln = nn.Linear(dim, 3 * dim)
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        """v (B,T,L,D), a (B,T,S,D), conditions (B,T,D) -> v, a; causal: nothing in frame k sees a later frame."""
-        T, L = v.shape[1:3]
-        shift_s, scale_s, gate_s, shift_t, scale_t, gate_t = self.video_adaln(F.silu(c_v)).chunk(6, dim=-1)
-        x = rearrange(modulate(norm(v), shift_s, scale_s), "b t l d -> (b t) l d")
-        v = v + gated(rearrange(self.spatial_attn(x), "(b t) l d -> b t l d", t=T), gate_s)
-        x = rearrange(modulate(norm(v), shift_t, scale_t), "b t l d -> (b l) t d")
-        v = v + gated(rearrange(self.temporal_attn(x, causal), "(b l) t d -> b t l d", l=L), gate_t)
+    def modulation(self, c_v: Tensor, c_a: Tensor) -> Modulation:
+        """Shifts, scales and gates of the attentions, which depend on the conditions (B,T,D) alone."""
+        return self.video_adaln(F.silu(c_v)), self.audio_adaln(F.silu(c_a))
 
-        shift, scale, gate = self.audio_adaln(F.silu(c_a)).chunk(3, dim=-1)
-        x = rearrange(modulate(norm(a), shift, scale), "b t s d -> b (t s) d")
-        a = a + gated(rearrange(self.audio_attn(x, causal), "b (t s) d -> b t s d", t=T), gate)
+    def forward(
+        self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, modulation: Modulation | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """v (B,T,L,D), a (B,T,S,D), conditions (B,T,D) -> v, a; causal: nothing in frame k sees a later frame.
+
+        modulation: of these conditions, if it is known already.
+        """
+        of_video, of_audio = modulation or self.modulation(c_v, c_a)
+        shift_s, scale_s, gate_s, shift_t, scale_t, gate_t = of_video.chunk(6, dim=-1)
+        v = add_gated(v, self.spatial_attn(modulate(norm(v), shift_s, scale_s), "(b t) n"), gate_s)
+        v = add_gated(v, self.temporal_attn(modulate(norm(v), shift_t, scale_t), "(b n) t", causal), gate_t)
+
+        shift, scale, gate = of_audio.chunk(3, dim=-1)
+        a = add_gated(a, self.audio_attn(modulate(norm(a), shift, scale), "b (t n)", causal), gate)
 
         v, a, m_v, m_a = self.fusion(v, a, c_v, c_a, causal)
-        v = v + self.feed_forward(v, m_v, self.video_mlp_adaln, self.video_mlp)
-        a = a + self.feed_forward(a, m_a, self.audio_mlp_adaln, self.audio_mlp)
+        v = self.feed_forward(v, m_v, self.video_mlp_adaln, self.video_mlp)
+        a = self.feed_forward(a, m_a, self.audio_mlp_adaln, self.audio_mlp)
         return v, a
 
     @staticmethod
     def feed_forward(x: Tensor, m: Tensor, adaln: nn.Linear, mlp: nn.Module) -> Tensor:
         shift, scale, gate = adaln(F.silu(m)).chunk(3, dim=-1)
-        return gated(mlp(modulate(norm(x), shift, scale)), gate)
+        return add_gated(x, mlp(modulate(norm(x), shift, scale)), gate)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a call knows from times and labels alone: c_v, c_a (B,T,D), and the modulation of blocks and heads."""
+
+    c_v: Tensor
+    c_a: Tensor
+    blocks: list[Modulation]
+    heads: Modulation
 
 
 class FLAV(
@@ -110,7 +128,7 @@ class FLAV(
         self.causal_attn, self.grad_ckpt, self.prediction = causal_attn, grad_ckpt, prediction
         self.has_null_label = bool(self.num_classes) and class_dropout_prob > 0
 
-        self.video_embed = nn.Conv2d(in_channels, D, patch_size, stride=patch_size)
+        self.video_embed = PatchEmbed(in_channels, D, patch_size)
         self.audio_embed = nn.Linear(n_mels, D)
         self.video_patch_pos = nn.Parameter(torch.zeros(tokens, D))
         self.video_frame_pos = nn.Parameter(torch.zeros(predict_frames, D))
@@ -153,6 +171,7 @@ class FLAV(
         y: Tensor | None = None,
         t_a: Tensor | None = None,
         y_a: Tensor | None = None,
+        conditions: Conditions | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities dv, da (Eq. 3: data minus noise) of the noised frames v, a.
 
@@ -162,33 +181,50 @@ class FLAV(
             t: (B,T) flow time in [0, 1], 0 noise, 1 data; t_a: of the sound where it differs.
             y: (B,) or (B,T) class label, `num_classes` the null label, None unconditional; y_a: of the sound where it
                 differs.
+            conditions: of these times and labels, if they are known already.
         Raises:
             ValueError: a shape that does not fit this model, or labels without classes.
         """
         self._check(v, a, t, y)
         t_a = t if t_a is None else t_a
         T = v.shape[1]
-        c_v = self.video_time(t) + self._label(self.video_class, y, t) if self.num_classes else self.video_time(t)
-        y_a = y if y_a is None else y_a
-        c_a = self.audio_time(t_a) + self._label(self.audio_class, y_a, t) if self.num_classes else self.audio_time(t_a)
+        if conditions is None:
+            c_v, c_a = self._conditions(t, y, t_a, y_a)
+            of_blocks, of_heads = [None] * len(self.blocks), (None, None)
+        else:
+            c_v, c_a, of_blocks, of_heads = vars(conditions).values()
 
-        x = rearrange(self.video_embed(v.flatten(0, 1)), "(b t) d h w -> b t (h w) d", t=T)
-        x = x + self.video_frame_pos[:T, None] + self.video_patch_pos
+        x = self.video_embed(v) + self.video_frame_pos[:T, None] + self.video_patch_pos
         z = self.audio_embed(a) + self.audio_frame_pos[:T, None] + self.audio_mel_pos
-        for block in self.blocks:
+        for block, modulation in zip(self.blocks, of_blocks):
             if self.grad_ckpt and torch.is_grad_enabled():
-                x, z = checkpoint(block, x, z, c_v, c_a, self.causal_attn, use_reentrant=False)
+                x, z = checkpoint(block, x, z, c_v, c_a, self.causal_attn, modulation, use_reentrant=False)
             else:
-                x, z = block(x, z, c_v, c_a, self.causal_attn)
+                x, z = block(x, z, c_v, c_a, self.causal_attn, modulation)
 
         p, side = self.patch_size, self.latent_size // self.patch_size
         dv = rearrange(
-            self.video_head(x, c_v), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
+            self.video_head(x, c_v, of_heads[0]), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
         )  # channel fastest inside a token
-        da = self.audio_head(z, c_a)
+        da = self.audio_head(z, c_a, of_heads[1])
         if self.prediction == "data":
             return _displacement(dv, v, t), _displacement(da, a, t_a)
         return dv, da
+
+    def conditions(self, t: Tensor, y: Tensor | None = None, t_a: Tensor | None = None) -> Conditions:
+        """What `forward` computes from these times and labels alone, for calls that meet them again."""
+        c_v, c_a = self._conditions(t, y, t if t_a is None else t_a, y)
+        blocks = [block.modulation(c_v, c_a) for block in self.blocks]
+        return Conditions(c_v, c_a, blocks, (self.video_head.modulation(c_v), self.audio_head.modulation(c_a)))
+
+    def _conditions(self, t: Tensor, y: Tensor | None, t_a: Tensor, y_a: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Time embedding, and class embedding where there are classes: (B,T,D) of each branch."""
+        c_v, c_a = self.video_time(t), self.audio_time(t_a)
+        if not self.num_classes:
+            return c_v, c_a
+        return c_v + self._label(self.video_class, y, t), c_a + self._label(
+            self.audio_class, y if y_a is None else y_a, t
+        )
 
     def _label(self, table: nn.Embedding, y: Tensor | None, t: Tensor) -> Tensor:
         """Class condition, (B,1,D) or (B,T,D)."""

@@ -16,16 +16,31 @@ def norm(x: Tensor) -> Tensor:
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B,T,N,D) scaled and shifted by one vector per frame, (B,T,D)."""
-    return x * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)
+    return torch.addcmul(shift.unsqueeze(2), x, 1 + scale.unsqueeze(2))
 
 
-def gated(x: Tensor, gate: Tensor) -> Tensor:
-    """x (B,T,N,D) times one vector per frame, (B,T,D)."""
-    return x * gate.unsqueeze(2)
+def add_gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
+    """x (B,T,N,D) plus an update of it times one vector per frame, (B,T,D)."""
+    return torch.addcmul(x, update, gate.unsqueeze(2))
+
+
+class PatchEmbed(nn.Conv2d):
+    """A token for each patch of a frame: (B,T,C,H,W) -> (B,T,L,D), row by row.
+
+    As the matrix product it is: on a CPU torch's strided convolution takes ten times as long on small frames.
+    """
+
+    def __init__(self, channels: int, dim: int, patch: int):
+        super().__init__(channels, dim, patch, stride=patch)
+
+    def forward(self, v: Tensor) -> Tensor:
+        p, q = self.kernel_size
+        patches = rearrange(v, "b t c (h p) (w q) -> b t (h w) (c p q)", p=p, q=q)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over the second-last axis; `attend` is apart so that a mask can be a loop of slices."""
+    """Multi-head self-attention inside each sequence of tokens; `heads` is apart for masks that are slices of keys."""
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -39,10 +54,17 @@ class Attention(nn.Module):
         """(N, L, D) -> queries, keys, values, each (N, heads, L, D / heads)."""
         return rearrange(self.qkv(x), "n l (qkv h d) -> qkv n h l d", qkv=3, h=self.num_heads).unbind(0)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """(N, L, D) -> (N, L, D); causal: token i sees tokens 0..i."""
+    def forward(self, x: Tensor, sequence: str, causal: bool = False) -> Tensor:
+        """x (B,T,N,D) -> the same, of attention inside each sequence of tokens; causal: a token sees none behind it.
+
+        Args:
+            sequence: which tokens form one, "(b t) n": those of a frame, "(b n) t": a place in all frames,
+                "b (t n)": all of them.
+        """
+        sizes = dict(zip("btn", x.shape))
+        x = rearrange(x, f"b t n d -> {sequence} d").contiguous()  # for one fused product with its bias
         out = F.scaled_dot_product_attention(*self.heads(x), is_causal=causal)
-        return self.proj(rearrange(out, "n h l d -> n l (h d)"))
+        return rearrange(self.proj(rearrange(out, "s h l d -> s l (h d)")), f"{sequence} d -> b t n d", **sizes)
 
 
 @lru_cache(maxsize=16)
@@ -86,7 +108,11 @@ class Head(nn.Module):
         self.adaln = nn.Linear(dim, 2 * dim)
         self.linear = nn.Linear(dim, out)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """x (B,T,N,D), c (B,T,D) -> (B,T,N,out)."""
-        shift, scale = self.adaln(F.silu(c)).chunk(2, dim=-1)
+    def modulation(self, c: Tensor) -> Tensor:
+        """Shift and scale, (B,T,2D), which depend on the condition (B,T,D) alone."""
+        return self.adaln(F.silu(c))
+
+    def forward(self, x: Tensor, c: Tensor, modulation: Tensor | None = None) -> Tensor:
+        """x (B,T,N,D), c (B,T,D) -> (B,T,N,out); modulation: of c, if it is known already."""
+        shift, scale = (self.modulation(c) if modulation is None else modulation).chunk(2, dim=-1)
         return self.linear(modulate(norm(x), shift, scale))
