@@ -31,8 +31,8 @@ def interpolate(x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 
 def per_frame(t: Tensor, x: Tensor) -> Tensor:
-    """One number per frame, (B,T), shaped to multiply x (B,T,...), in the dtype of x."""
-    return t.to(x.dtype).reshape(*t.shape, *[1] * (x.ndim - t.ndim))
+    """One number per frame, (B,T), shaped to multiply x (B,T,...), where x is and in its dtype."""
+    return t.to(x.device, x.dtype, non_blocking=True).reshape(*t.shape, *[1] * (x.ndim - t.ndim))
 
 
 def logit_normal_weight(t: Tensor) -> Tensor:

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from diffusion.flow import interpolate, per_frame
-from diffusion.noise import Modality, frame_noise
+from diffusion.noise import Modality, frame_noise, sent
 
 
 @dataclass(frozen=True)
 class Known:
     """Known frames of one modality, aligned with a window of T frames.
 
-    clean, eps: (B,T,...) data and noise, the ends of each frame's line. mask: (B,T) bool, which frames are known.
+    clean, eps: (B,T,...) data and noise, the ends of each frame's line. mask: (B,T) bool on the CPU, which frames are
+    known.
     t: None to place them at the schedule's times, or one flow time for all of them (1: shown clean).
     """
 
@@ -80,8 +81,8 @@ def known_frames(
         data, mask = zip(*(clean(*place) for place in places))
         eps = [noise(seed, sample, frame, modality, shape) for _, seed, sample, frame in places]
         grid, (device, dtype) = tuple(window.frames.shape), (window.v.device, window.v.dtype)
-        data, eps = (torch.stack([x.to(device, dtype) for x in xs]).unflatten(0, grid) for xs in (data, eps))
-        return Known(data, eps, torch.tensor(mask).view(grid).to(device), t)
+        data, eps = (torch.stack([sent(x, device).to(dtype) for x in xs]).unflatten(0, grid) for xs in (data, eps))
+        return Known(data, eps, torch.tensor(mask).view(grid), t)
 
     def known(window) -> Known:
         nonlocal last

@@ -47,6 +47,13 @@ def frame_noise(seed: int, sample: int, frame: int, modality: Modality, shape: t
     return torch.from_numpy(draws.standard_normal(shape, dtype=np.float32))
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on the device; one that comes from the CPU makes the host wait for nothing."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class TrainingDraws:
     """All that is random in a training step, on the CPU.

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.flow import per_frame
 from diffusion.guidance import Guidance, guided_velocity
 from diffusion.known import Known
-from diffusion.noise import Modality, frame_noise
+from diffusion.noise import Modality, frame_noise, sent
 from diffusion.times import moving_frames, sampling_times
 
 
@@ -21,9 +21,9 @@ from diffusion.times import moving_frames, sampling_times
 class Window:
     """The whole state of B streams.
 
-    v: (B,T,C,H,W), a: (B,T,S,M) frames on their way from noise to data, on any device. y: (B,T) label of each frame
-    or None. On the CPU, int64, (B,): first, index in the stream of the window's first frame; step in [0, n T);
-    seed and sample, which name the stream's noise.
+    v: (B,T,C,H,W), a: (B,T,S,M) frames on their way from noise to data, on any device. On the CPU, so that no step
+    waits for the device, int64: y (B,T), label of each frame, or None; (B,) first, index in the stream of the window's
+    first frame; step in [0, n T); seed and sample, which name the stream's noise.
     """
 
     v: Tensor
@@ -93,7 +93,7 @@ def start(
         for modality, shape in zip((Modality.VIDEO, Modality.AUDIO), frame_shapes)
     )
     if y is not None:
-        y = (y if y.ndim == 2 else y.unsqueeze(1).expand(-1, T)).to(device)
+        y = (y if y.ndim == 2 else y.unsqueeze(1).expand(-1, T)).cpu()
     return Window(v, a, y, zero, zero.clone(), seed, sample)
 
 
@@ -110,7 +110,8 @@ def advance(
     """One Euler step of every row; rows whose first frame becomes clean emit it and take in a frame of noise.
 
     Args:
-        velocity: called as velocity(v, a, t, y=, t_a=) -> (dv, da), t (B, frames) float64.
+        velocity: called as velocity(v, a, t, y=, t_a=) -> (dv, da), with times (B, frames) float64 and labels on the
+            CPU.
         n: steps between two frames (`num_timesteps`).
         known: what is given of video and of audio for the frames of a window.
         guidance: gradient guidance by the given modality; needs the whole window, so nothing is skipped.
@@ -121,19 +122,18 @@ def advance(
         the window after the step, and what it emitted or None.
     """
     table = sampling_times(window.T, n)
-    device = window.v.device
     t, t_next = table[window.step], table[window.step + 1]
     seen = _frames_that_matter(window, n, frames) if skip and guidance is None else window.T
     known_v, known_a = known(window) if known else (None, None)
 
-    v, a = _stepped(window, velocity, t.to(device), t_next.to(device), (known_v, known_a), guidance, seen)
+    v, a = _stepped(window, velocity, t, t_next, (known_v, known_a), guidance, seen)
     after = replace(window, v=v, a=a, step=window.step + 1)
     clean = after.step == n * window.T  # (B,) on the CPU: deciding costs no synchronisation
     if not clean.any():
         return after, None
     rows = clean.nonzero().squeeze(1)
-    entered = _enter(after, clean, n, noise)
-    return entered, Emitted(rows, window.first[rows], v[rows.to(device), 0], a[rows.to(device), 0], entered)
+    entered, at = _enter(after, clean, n, noise), sent(rows, v.device)
+    return entered, Emitted(rows, window.first[rows], v[at, 0], a[at, 0], entered)
 
 
 def roll(window: Window, velocity: Callable, n: int, frames: int | None = None, **how) -> Iterator[Emitted]:
@@ -186,7 +186,8 @@ def _frames_that_matter(window: Window, n: int, frames: int | Tensor | None) -> 
 
 def _enter(window: Window, clean: Tensor, n: int, noise: Callable) -> Window:
     """The window one frame later for the rows whose first frame is clean."""
-    device, rows = window.v.device, clean.nonzero().squeeze(1)
+    rows = clean.nonzero().squeeze(1)
+    at = sent(rows, window.v.device)
 
     def shifted(x: Tensor, modality: Modality) -> Tensor:
         shape = tuple(x.shape[2:])
@@ -195,12 +196,12 @@ def _enter(window: Window, clean: Tensor, n: int, noise: Callable) -> Window:
             for r in rows
         ]
         x = x.clone()
-        x[rows.to(device)] = torch.cat([x[rows.to(device), 1:], torch.stack(fresh).to(x).unsqueeze(1)], 1)
+        x[at] = torch.cat([x[at, 1:], sent(torch.stack(fresh), x.device).to(x.dtype).unsqueeze(1)], 1)
         return x
 
     y = window.y
     if y is not None:  # the label of the frame that enters is that of the frame before it
-        y = torch.where(clean.unsqueeze(1).to(device), torch.cat([y[:, 1:], y[:, -1:]], 1), y)
+        y = torch.where(clean.unsqueeze(1), torch.cat([y[:, 1:], y[:, -1:]], 1), y)
     return replace(
         window,
         v=shifted(window.v, Modality.VIDEO),

@@ -1,5 +1,6 @@
 """The model and the frame codecs."""
 
 from models.flav import FLAV, FLAV_presets
+from models.tabled import TabledFLAV
 
-__all__ = ["FLAV", "FLAV_presets"]
+__all__ = ["FLAV", "FLAV_presets", "TabledFLAV"]

@@ -11,9 +11,11 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from reprlib import repr as shown
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -219,12 +221,38 @@ class PatchPCA(FrameCodec):
 
     @classmethod
     def load(cls, source: str | Path | None) -> "PatchPCA":
+        """Load from a folder that `save` wrote.
+
+        Raises:
+            FileNotFoundError: it holds no codec. ValueError: what it holds is damaged or no PatchPCA.
+        """
         if source is None or not (path := Path(source) / "codec.safetensors").is_file():
             raise FileNotFoundError(
                 f"codec {cls.name} is fitted, not downloaded: {source} has no codec.safetensors; "
                 f"give the codec/ folder of a checkpoint or use PatchPCA.fit"
             )
-        return cls(**load_file(path))
+        try:
+            saved = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({shown(error)}); take the codec/ folder of a checkpoint") from None
+        if not cls._fit_each_other(saved):
+            shapes = shown({name: tuple(x.shape) for name, x in saved.items()})
+            raise ValueError(
+                f"{path} holds {shapes}, not finite mean (3 p^2,), basis (C, 3 p^2) and positive scale (C,); "
+                "take the codec/ folder of a checkpoint"
+            )
+        return cls(**saved)
+
+    @staticmethod
+    def _fit_each_other(saved: dict[str, Tensor]) -> bool:
+        """Whether these can be the numbers of a codec."""
+        if saved.keys() != {"mean", "basis", "scale"} or any(x.dtype != torch.float32 for x in saved.values()):
+            return False
+        size, channels = saved["mean"].numel(), saved["scale"].numel()
+        shapes = {"mean": (size,), "basis": (channels, size), "scale": (channels,)}
+        square = size == 3 * round((size / 3) ** 0.5) ** 2 > 0 and channels > 0
+        finite = all(tuple(x.shape) == shapes[name] and x.isfinite().all() for name, x in saved.items())
+        return square and finite and bool((saved["scale"] > 0).all())
 
 
 class Pixels(FrameCodec):

@@ -1,7 +1,6 @@
 """FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
 
 import json
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -67,16 +66,6 @@ class Block(nn.Module):
     def feed_forward(x: Tensor, m: Tensor, adaln: nn.Linear, mlp: nn.Module) -> Tensor:
         shift, scale, gate = adaln(F.silu(m)).chunk(3, dim=-1)
         return add_gated(x, mlp(modulate(norm(x), shift, scale)), gate)
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """What a call knows from times and labels alone: c_v, c_a (B,T,D), and the modulation of blocks and heads."""
-
-    c_v: Tensor
-    c_a: Tensor
-    blocks: list[Modulation]
-    heads: Modulation
 
 
 class FLAV(
@@ -171,7 +160,7 @@ class FLAV(
         y: Tensor | None = None,
         t_a: Tensor | None = None,
         y_a: Tensor | None = None,
-        conditions: Conditions | None = None,
+        conditions: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities dv, da (Eq. 3: data minus noise) of the noised frames v, a.
 
@@ -181,7 +170,7 @@ class FLAV(
             t: (B,T) flow time in [0, 1], 0 noise, 1 data; t_a: of the sound where it differs.
             y: (B,) or (B,T) class label, `num_classes` the null label, None unconditional; y_a: of the sound where it
                 differs.
-            conditions: of these times and labels, if they are known already.
+            conditions: what `conditions` gave for these times and labels, if they were met before.
         Raises:
             ValueError: a shape that does not fit this model, or labels without classes.
         """
@@ -189,10 +178,10 @@ class FLAV(
         t_a = t if t_a is None else t_a
         T = v.shape[1]
         if conditions is None:
-            c_v, c_a = self._conditions(t, y, t_a, y_a)
+            c_v, c_a = self._embedded(t, y, t_a, y_a)
             of_blocks, of_heads = [None] * len(self.blocks), (None, None)
         else:
-            c_v, c_a, of_blocks, of_heads = vars(conditions).values()
+            c_v, c_a, of_blocks, of_heads = self._parted(*conditions)
 
         x = self.video_embed(v) + self.video_frame_pos[:T, None] + self.video_patch_pos
         z = self.audio_embed(a) + self.audio_frame_pos[:T, None] + self.audio_mel_pos
@@ -211,20 +200,33 @@ class FLAV(
             return _displacement(dv, v, t), _displacement(da, a, t_a)
         return dv, da
 
-    def conditions(self, t: Tensor, y: Tensor | None = None, t_a: Tensor | None = None) -> Conditions:
-        """What `forward` computes from these times and labels alone, for calls that meet them again."""
-        c_v, c_a = self._conditions(t, y, t if t_a is None else t_a, y)
-        blocks = [block.modulation(c_v, c_a) for block in self.blocks]
-        return Conditions(c_v, c_a, blocks, (self.video_head.modulation(c_v), self.audio_head.modulation(c_a)))
+    def conditions(
+        self, t: Tensor, y: Tensor | None = None, t_a: Tensor | None = None, y_a: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` computes from these times and labels alone, for calls that meet them again.
 
-    def _conditions(self, t: Tensor, y: Tensor | None, t_a: Tensor, y_a: Tensor | None) -> tuple[Tensor, Tensor]:
+        Returns:
+            (B,T,K) of each branch, side by side: its condition, and the modulation of every block and of the head.
+        """
+        c_v, c_a = self._embedded(t, y, t if t_a is None else t_a, y_a)
+        of_v, of_a = zip(*(block.modulation(c_v, c_a) for block in self.blocks))
+        video, audio = (c_v, *of_v, self.video_head.modulation(c_v)), (c_a, *of_a, self.audio_head.modulation(c_a))
+        return torch.cat(video, dim=-1), torch.cat(audio, dim=-1)
+
+    def _parted(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, list[Modulation], Modulation]:
+        """c_v, c_a, and the modulation of blocks and heads, from `conditions`."""
+        widths = ([linear.out_features for linear in (block.video_adaln, block.audio_adaln)] for block in self.blocks)
+        D, (of_v, of_a) = self.video_head.adaln.in_features, zip(*widths)
+        c_v, *of_v, head_v = video.split([D, *of_v, 2 * D], dim=-1)
+        c_a, *of_a, head_a = audio.split([D, *of_a, 2 * D], dim=-1)
+        return c_v, c_a, list(zip(of_v, of_a)), (head_v, head_a)
+
+    def _embedded(self, t: Tensor, y: Tensor | None, t_a: Tensor, y_a: Tensor | None) -> tuple[Tensor, Tensor]:
         """Time embedding, and class embedding where there are classes: (B,T,D) of each branch."""
-        c_v, c_a = self.video_time(t), self.audio_time(t_a)
+        c_v, c_a, y_a = self.video_time(t), self.audio_time(t_a), y if y_a is None else y_a
         if not self.num_classes:
             return c_v, c_a
-        return c_v + self._label(self.video_class, y, t), c_a + self._label(
-            self.audio_class, y if y_a is None else y_a, t
-        )
+        return c_v + self._label(self.video_class, y, t), c_a + self._label(self.audio_class, y_a, t)
 
     def _label(self, table: nn.Embedding, y: Tensor | None, t: Tensor) -> Tensor:
         """Class condition, (B,1,D) or (B,T,D)."""

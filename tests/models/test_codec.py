@@ -4,6 +4,7 @@ import diffusers
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models.codec import CODECS, PatchPCA, Pixels, load_codec
 
@@ -208,6 +209,36 @@ def test_codec_that_cannot_be_fitted_says_why(tmp_path):
         PatchPCA.fit([])
     with pytest.raises(FileNotFoundError, match="is fitted, not downloaded"):
         load_codec("patch-pca", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mean": torch.zeros(47)},
+        {"basis": torch.zeros(5, 47)},
+        {"basis": torch.zeros(48, 5)},
+        {"scale": torch.ones(4)},
+        {"scale": torch.zeros(5)},
+        {"scale": torch.ones(5, dtype=torch.int32)},
+        {"mean": torch.full((48,), torch.nan)},
+        {"more": torch.zeros(1)},
+        {"mean": torch.zeros(0), "basis": torch.zeros(5, 0)},
+        {"basis": torch.zeros(0, 48), "scale": torch.zeros(0)},
+    ],
+)
+def test_codec_whose_numbers_do_not_fit_each_other_is_refused(fitted, tmp_path, change):
+    save_file({**fitted.state_dict(), **change}, tmp_path / "codec.safetensors")
+    with pytest.raises(ValueError, match=r"codec\.safetensors holds .*; take the codec/ folder of a checkpoint"):
+        PatchPCA.load(tmp_path)
+
+
+def test_damaged_codec_is_refused_in_one_sentence(fitted, tmp_path):
+    fitted.save(tmp_path)
+    path = tmp_path / "codec.safetensors"
+    for data in (b"", path.read_bytes()[:-9], b"x" * 999):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"codec\.safetensors is damaged \(.*\); take the codec/ folder"):
+            PatchPCA.load(tmp_path)
 
 
 def test_pixels_are_their_own_latents():
