@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import statistics
@@ -10,7 +11,7 @@ import time
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 import cli
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
-    from pipeline import AVPipeline, StreamState
+    from pipeline import AVPipeline, Streams, StreamState
     from pipeline.film import Film, RealClip
 
 ENDS = 200  # frames at either end of a run whose speed is compared
@@ -41,6 +42,8 @@ def parse(argv=None):
     begin.add_argument("--fork", type=Path, help="state file to go on from, with the noise of --seed")
     begin.add_argument("--extend", type=Path, nargs="+", help="clips whose ends become the past of a film each, which "
                        "begins with the clip")  # fmt: skip
+    p.add_argument("--overlap", action=argparse.BooleanOptionalAction, default=True,
+                   help="denoise, decode and write in a thread each; the film is the same")  # fmt: skip
     p.add_argument("--preview", action="store_true", help="show the newest frame and the loudness in the terminal")
     p.add_argument("--html", type=Path, help="page that shows the last seconds and renews itself")
     args = p.parse_args(argv)
@@ -62,43 +65,51 @@ def main(argv=None):
     args = parse(argv)
     cli.output_folder(args.results_dir)
     import torch  # like all that takes seconds
-    from tqdm import tqdm
 
-    from contact import LivePage, in_terminal
     from pipeline import Streams
 
     pipe = cli.load_pipeline(args)
     schedule = class_schedule(args.class_schedule, pipe.spec.class_names)
     streams, clock, films = Streams(pipe, args.num_timesteps, args.cfg_scale), Clock(pipe.spec.fps), {}
-    page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
     with suppress(BrokenPipeError), cli.Stop() as stop, ExitStack() as files, torch.no_grad():
         for begun in beginnings(args, pipe, schedule):
             films[begun.name] = begun, open_film(args, pipe, begun, files)
             streams.join(begun.name, begun.state, args.frames or None, labels=schedule)
-        made = sum(film.state.frame for _, film in films.values())
-        bar = files.enter_context(tqdm(initial=made, total=args.frames * len(films) or None, unit="frame"))
         try:
-            while streams.rows and not stop.asked:
-                asked = time.perf_counter()
-                chunks = streams.step()
-                clock.lap(time.perf_counter() - asked, bool(chunks))
-                for name, chunk in chunks:
-                    films[name][1].write(chunk)
-                    bar.update(len(chunk.frames))
-                    if page:
-                        page.show(name, chunk.frames, chunk.wave)
-                    if args.preview:
-                        bar.write(in_terminal(chunk.frames[-1], chunk.wave), file=sys.stderr)
-                bar.set_postfix_str(clock.told(), refresh=False)
-                if args.save_state and clock.steps % (args.save_state * args.num_timesteps) == 0:
-                    for name in streams.rows:
-                        films[name][1].state = streams.state(name)
-                    save(films, pipe, args)
+            make(args, pipe, streams, films, clock, stop)
         finally:
             save(films, pipe, args)
     if args.out:  # its reader may have left: what Python still wants to flush goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     report(args, pipe, films, clock)
+
+
+def make(args, pipe: AVPipeline, streams: Streams, films: dict, clock: Clock, stop: cli.Stop) -> None:
+    """Write the films until they end or a signal asks to stop."""
+    from tqdm import tqdm
+
+    from contact import LivePage, in_terminal
+    from pipeline.overlap import overlapped_steps
+
+    page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
+    made = sum(film.state.frame for _, film in films.values())
+    bar = tqdm(initial=made, total=args.frames * len(films) or None, unit="frame")
+    with bar, closing(overlapped_steps(streams) if args.overlap else streams.steps()) as steps:
+        clock.start()
+        while not stop.asked and (chunks := next(steps, None)) is not None:
+            for name, chunk in chunks:
+                films[name][1].write(chunk)
+                bar.update(len(chunk.frames))
+                if page:
+                    page.show(name, chunk.frames, chunk.wave)
+                if args.preview:
+                    bar.write(in_terminal(chunk.frames[-1], chunk.wave), file=sys.stderr)
+            clock.lap(bool(chunks))
+            bar.set_postfix_str(clock.told(), refresh=False)
+            if args.save_state and clock.steps % (args.save_state * args.num_timesteps) == 0:
+                for name in streams.rows:
+                    films[name][1].state = streams.state(name)
+                save(films, pipe, args)
 
 
 def report(args, pipe: AVPipeline, films: dict[str, tuple[Beginning, Film]], clock: Clock) -> None:
@@ -207,25 +218,28 @@ def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> No
 
 
 class Clock:
-    """Seconds that the making of a frame takes, in constant memory."""
+    """Seconds from one frame to the next, from the first step to the last write, in constant memory."""
 
     def __init__(self, fps: float):
-        self.fps, self.began = fps, time.perf_counter()
-        self.steps, self.frame, self.frames = 0, 0.0, 0
+        self.fps = fps
+        self.steps, self.frames = 0, 0
         self.first, self.last = [], deque(maxlen=ENDS)
         self.counts = Counter()  # of frames by seconds, rounded to 1 %
 
-    def lap(self, seconds: float, done: bool) -> None:
+    def start(self) -> None:
+        self.began = self.since = time.perf_counter()
+
+    def lap(self, done: bool) -> None:
         """Take in a step; the steps up to one that gives out frames are the making of a frame."""
         self.steps += 1
-        self.frame += seconds
         if done:
+            now = time.perf_counter()
+            seconds, self.since = now - self.since, now
             self.frames += 1
             if len(self.first) < ENDS:
-                self.first.append(self.frame)
-            self.last.append(self.frame)
-            self.counts[round(math.log(self.frame) * 100)] += 1
-            self.frame = 0.0
+                self.first.append(seconds)
+            self.last.append(seconds)
+            self.counts[round(math.log(seconds) * 100)] += 1
 
     def told(self) -> str:
         film = self.frames / self.fps

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from diffusion.guidance import Guidance, class_guided
 from diffusion.rolling import Window, roll, start
-from models import FLAV
+from models import FLAV, TabledFLAV
 from pipeline.avcodec import AVCodec
 from pipeline.finetune import load_adapter
+from pipeline.overlap import overlapped
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.storage import replaced_folder
 from pipeline.streams import Chunk, Past, Streams, StreamState
@@ -31,11 +32,23 @@ class Clips:
 
 
 class AVPipeline:
-    """A model with its codecs: samples clips, streams without end."""
+    """A model with its codecs: samples clips, streams without end.
+
+    Args:
+        skip: leave out frames that cannot matter; exact, and only for causal models.
+        tables: compute what depends on time and label alone once; exact up to rounding.
+    """
 
     def __init__(
-        self, model: FLAV, codec: AVCodec, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        self,
+        model: FLAV,
+        codec: AVCodec,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        skip: bool = True,
+        tables: bool = True,
     ):
+        self.skip, self.tables, self._tabled = skip and model.causal_attn, tables, {}
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.codec = codec.to(device)
         self.spec, self.device, self.dtype = codec.spec, torch.device(device), dtype
@@ -63,6 +76,7 @@ class AVPipeline:
         codec_source: str | None = None,
         vocoder: str | None = None,
         adapter: str | Path | None = None,
+        **speed,
     ) -> "AVPipeline":
         """A checkpoint that train.py exported, or a released one, from a folder or the hub.
 
@@ -71,6 +85,7 @@ class AVPipeline:
             codec_source: where the frame codec's weights are, if not where the checkpoint says.
             vocoder: "griffin-lim" to do without the trained vocoder of a checkpoint.
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
+            speed: skip, tables, as of the class.
         Raises:
             FileNotFoundError, ValueError: something is missing or contradicts the checkpoint, in one sentence.
         """
@@ -84,7 +99,7 @@ class AVPipeline:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
         overrides = {"codec_source": codec_source, "vocoder": vocoder}
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
-        return cls(model, AVCodec.load(folder, spec), device, dtype)
+        return cls(model, AVCodec.load(folder, spec), device, dtype, **speed)
 
     def save(self, folder: Path) -> None:
         """Write a self-describing checkpoint folder, complete or not at all."""
@@ -104,11 +119,24 @@ class AVPipeline:
             raise ValueError(f"class {y.tolist()} does not exist; this model has {null} classes, 0 to {null - 1}")
         return y
 
-    def velocity(self, cfg_scale: float = 1.0) -> Callable:
-        """The model as the sampler calls it: its inputs in its dtype, class guidance around it."""
+    def compile(self) -> None:
+        """Compile the blocks, one after the other from the same code: slow first calls, then faster ones.
+
+        On a GPU their kernels are replayed as CUDA graphs.
+        """
+        for block in self.model.blocks:
+            block.compile(mode="reduce-overhead" if self.device.type == "cuda" else None)
+
+    def velocity(self, cfg_scale: float = 1.0, num_timesteps: int = 2) -> Callable:
+        """The model as the sampler calls it: its inputs in its dtype, class guidance around it.
+
+        num_timesteps: of the schedule, whose times have a table; other times are computed.
+        """
+        steps = num_timesteps * self.model.predict_frames if self.tables else None
+        tabled = self._tabled.setdefault(steps, TabledFLAV(self.model, steps))
 
         def model(v: Tensor, a: Tensor, t: Tensor, **conditions) -> tuple[Tensor, Tensor]:
-            return self.model(v.to(self.dtype), a.to(self.dtype), t, **conditions)
+            return tabled(v.to(self.dtype), a.to(self.dtype), t, **conditions)
 
         if cfg_scale != 1 and not self.model.has_null_label:
             raise ValueError(f"cfg scale {cfg_scale} needs a model with classes and a null label; use 1")
@@ -134,7 +162,7 @@ class AVPipeline:
         """The window on this pipeline's device, its frames in float32 at least."""
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         v, a = (x.to(self.device, dtype) for x in (window.v, window.a))
-        return replace(window, v=v, a=a, y=None if window.y is None else window.y.to(self.device))
+        return replace(window, v=v, a=a)
 
     @torch.no_grad()
     def sample(
@@ -154,8 +182,9 @@ class AVPipeline:
             samples: number of each stream under the seed. frames: length of each. y: label of all, or (B,).
             num_timesteps: steps n per frame. cfg_scale: of class guidance. known, guidance: as in `advance`.
         """
-        how = dict(known=known, guidance=guidance, skip=self.model.causal_attn)
-        emitted = list(roll(self.windows(samples, y, seed), self.velocity(cfg_scale), num_timesteps, frames, **how))
+        how = dict(known=known, guidance=guidance, skip=self.skip)
+        velocity = self.velocity(cfg_scale, num_timesteps)
+        emitted = list(roll(self.windows(samples, y, seed), velocity, num_timesteps, frames, **how))
         v, a = torch.stack([e.v for e in emitted], 1), torch.stack([e.a for e in emitted], 1)
         return Clips(*self.codec.decode(v, a), v, a)
 
@@ -202,6 +231,7 @@ class AVPipeline:
         seed: int = 0,
         frames: int | None = None,
         state: StreamState | None = None,
+        overlap: bool = True,
         **how,
     ) -> Iterator[Chunk]:
         """Frames of one stream with their sound as they become ready, without end unless `frames` is given.
@@ -211,11 +241,12 @@ class AVPipeline:
 
         Args:
             state: a chunk's `state` to go on from, instead of a new stream.
+            overlap: denoise and decode ahead in threads, with the same result; see `pipeline.overlap`.
             how: as in `Streams`.
         """
         streams = Streams(self, **how)
         streams.join("", state or self.new_stream(sample, y, seed), frames)
-        for _, chunk in streams:
+        for _, chunk in overlapped(streams) if overlap else streams:
             yield chunk
 
     @cached_property

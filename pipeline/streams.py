@@ -160,14 +160,26 @@ class Chunk:
     state: StreamState
 
 
-@dataclass
-class _Row:
-    """One stream's place in the batch: where it ends, what is given to it, and what waits for its sound."""
+@dataclass(frozen=True)
+class Made:
+    """A frame that the model finished, v (1,C,h,w), a (1,S,M), with its stream's window and past right after it.
 
-    voice: VocoderStream
+    index: in the stream. last: the stream ends with it.
+    """
+
+    name: str
+    index: int
     v: Tensor
     a: Tensor
-    sound: Tensor
+    window: Window
+    past: Past | None
+    last: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Row:
+    """One stream's place in the batch: where it ends and what is given to it."""
+
     past: Past | None
     frames: int | None
     given: dict[Modality, Fetch]
@@ -180,8 +192,26 @@ class _Row:
         return self.given[modality](frame) if modality in self.given else None
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """What a stream's decoding goes on with: fields as in `StreamState`."""
+
+    v: Tensor
+    a: Tensor
+    sound: Tensor
+    voice: dict[str, Tensor]
+
+    def without(self, count: int, samples: int) -> "_Waiting":
+        """What is left once some frames and their samples have gone out."""
+        return replace(self, v=self.v[count:], a=self.a[count:], sound=self.sound[samples:])
+
+
 class Streams:
     """Films that share one model call per step.
+
+    A step has two stages with nothing in common but the `Made` that the first hands to the second: `denoise` works on
+    `window` and `rows`, `finish` on `waiting`. All three are replaced, never changed in place, so `copy.copy` is a
+    place to come back to, and `pipeline.overlap` runs the stages beside each other.
 
     Args:
         pipe: an `AVPipeline`.
@@ -208,6 +238,7 @@ class Streams:
         self.picture, self.sound, self.resumable = picture, sound, resumable
         self.rows: dict[str, _Row] = {}  # in the order of the window's rows
         self.window: Window | None = None
+        self.waiting: dict[str, _Waiting] = {}
         self._known = None
 
     def join(
@@ -236,22 +267,29 @@ class Streams:
         state = state.retimed(self.n) if state.num_timesteps != self.n else state
         if not self.sound:  # what waits for its sound goes out without it
             state = replace(state, sound=state.sound[:0], voice={})
-        device = self.pipe.device
-        voice = VocoderStream(self.pipe.codec.vocoder, {key: x.to(device) for key, x in state.voice.items()})
-        made = (x.to(device) for x in (state.v, state.a, state.sound))
-        row = _Row(voice, *made, state.past, frames, given or {}, labels)
         window = self.pipe.placed(state.window)
         if labels:
             window = replace(
                 window, y=torch.tensor([[labels(int(k)) for k in window.frames[0]]], device=window.v.device)
             )
+        self.waiting = self.waiting | {name: self._begun(state)}
         self.window = window if self.window is None else _joined(self.window, window)
-        self.rows[name] = row
+        self.rows = self.rows | {name: _Row(state.past, frames, given or {}, labels)}
         self._known = self._known_frames()
+
+    def _begun(self, state: StreamState) -> _Waiting:
+        """What waits in a state, on the device.
+
+        Raises:
+            ValueError: the sound is of another vocoder.
+        """
+        device = self.pipe.device
+        voice = VocoderStream(self.pipe.codec.vocoder, {key: x.to(device) for key, x in state.voice.items()})
+        return _Waiting(*(x.to(device) for x in (state.v, state.a, state.sound)), voice.state())
 
     def give(self, name: str, given: dict[Modality, Fetch]) -> None:
         """Change what is given to a running stream, as `join` takes it; {} generates both modalities from here on."""
-        self.rows[name].given = given
+        self.rows = self.rows | {name: replace(self.rows[name], given=given)}
         self._known = self._known_frames()
 
     def retime(self, n: int) -> None:
@@ -268,22 +306,36 @@ class Streams:
     def leave(self, name: str) -> StreamState:
         """Take a stream out; the state goes on elsewhere or later."""
         state = self.state(name)
-        keep = [i for i, other in enumerate(self.rows) if other != name]
-        self.window = self.window[torch.tensor(keep)] if keep else None
-        del self.rows[name]
-        self._known = self._known_frames()
+        self._drop(name)
+        self.waiting = {other: waiting for other, waiting in self.waiting.items() if other != name}
         return state
 
     def state(self, name: str) -> StreamState:
         """A stream's state now."""
-        i, row = list(self.rows).index(name), self.rows[name]
-        window = self.window[i : i + 1]
-        past = row.past and row.past.since(int(window.first))
-        return StreamState(window, self.n, row.v, row.a, row.sound, row.voice.state(), past)
+        i = list(self.rows).index(name)
+        return self._state(self.window[i : i + 1], self.rows[name].past, self.waiting[name])
 
-    @torch.no_grad()
+    def go_to(self, place: "Streams") -> None:
+        """Stand where a copy of these streams stands."""
+        self.window, self.rows, self.waiting, self._known = place.window, place.rows, place.waiting, place._known
+
     def step(self) -> list[tuple[str, Chunk]]:
         """One call of the model for all streams; what became ready, by name. Streams that end leave."""
+        return self.finish(self.denoise())
+
+    def steps(self) -> Iterator[list[tuple[str, Chunk]]]:
+        """Steps until the last stream ends."""
+        while self.rows:
+            yield self.step()
+
+    def __iter__(self) -> Iterator[tuple[str, Chunk]]:
+        """Chunks of all streams until the last one ends."""
+        for chunks in self.steps():
+            yield from chunks
+
+    @torch.no_grad()
+    def denoise(self) -> list[Made]:
+        """First stage of a step: one call of the model, and the frames it finished."""
         ends = [row.frames for row in self.rows.values()]
         frames = None if self.resumable or None in ends else torch.tensor(ends)
         self.window, emitted = advance(
@@ -299,33 +351,66 @@ class Streams:
             return []
         self._relabel(emitted)
         names = list(self.rows)
-        ready = [(names[i], self._ready(names[i], emitted, at)) for at, i in enumerate(emitted.rows.tolist())]
+        made = [self._made(names[i], i, emitted, at) for at, i in enumerate(emitted.rows.tolist())]
+        for ended in (m.name for m in made if m.last):
+            self._drop(ended)
+        return made
+
+    @torch.no_grad()
+    def finish(self, made: list[Made]) -> list[tuple[str, Chunk]]:
+        """Second stage of a step: the frames that have their whole sound now that these are made, decoded."""
+        ready = [(frame.name, self._last(frame) if frame.last else self._ready(frame)) for frame in made]
         return [(name, chunk) for name, chunk in ready if chunk is not None]
 
-    def __iter__(self) -> Iterator[tuple[str, Chunk]]:
-        """Chunks of all streams until the last one ends."""
-        while self.rows:
-            yield from self.step()
+    def _made(self, name: str, i: int, emitted: Emitted, at: int) -> Made:
+        row, index = self.rows[name], int(emitted.index[at])
+        here = slice(at, at + 1)
+        last = index + 1 == row.frames
+        return Made(name, index, emitted.v[here], emitted.a[here], self.window[i : i + 1], row.past, last)
 
-    def _ready(self, name: str, emitted: Emitted, at: int) -> Chunk | None:
-        """The frames of a stream that have their whole sound now that one more frame is made."""
-        row, codec = self.rows[name], self.pipe.codec
-        row.v, row.a = torch.cat([row.v, emitted.v[at : at + 1]]), torch.cat([row.a, emitted.a[at : at + 1]])
-        first, ended = int(emitted.index[at]) + 1 - len(row.v), int(emitted.index[at]) + 1 == row.frames
-        size, count = codec.spec.samples_per_frame, len(row.v)
+    def _ready(self, made: Made) -> Chunk | None:
+        """The frames of a stream whose sound no later frame changes."""
+        now, size = self._heard(made), self.pipe.codec.spec.samples_per_frame
+        count = len(now.sound) // size if self.sound else len(now.v)
+        rest = now.without(count, count * size)
+        self.waiting = self.waiting | {made.name: rest}
+        return self._chunk(made, now, count, self._state(made.window, made.past, rest)) if count else None
+
+    def _last(self, made: Made) -> Chunk:
+        """All frames that wait; the state is from before the end, where the sound still waits for what follows."""
+        now = self._heard(made)
+        state = self._state(made.window, made.past, now)
         if self.sound:
-            row.sound = torch.cat([row.sound, row.voice.push(codec.mel(emitted.a[None, at : at + 1]))[0]])
-            count = len(row.sound) // size
-        if ended:  # the state is from before the end, where the sound still waits for what follows
-            state, count = self.leave(name), len(row.v)
-            row.sound = torch.cat([row.sound, row.voice.finish()[0]]) if self.sound else row.sound
-        v, a, wave = row.v[:count], row.a[:count], row.sound[: count * size]
-        row.v, row.a, row.sound = row.v[count:], row.a[count:], row.sound[count * size :]
-        state = state if ended else self.state(name)
-        if not count:
-            return None
+            rest = VocoderStream(self.pipe.codec.vocoder, now.voice).finish()[0]
+            now = replace(now, sound=torch.cat([now.sound, rest]))
+        self.waiting = {name: waiting for name, waiting in self.waiting.items() if name != made.name}
+        return self._chunk(made, now, len(now.v), state)
+
+    def _heard(self, made: Made) -> _Waiting:
+        """What waits once a frame is there and its sound has gone through the vocoder."""
+        old, codec = self.waiting[made.name], self.pipe.codec
+        sound, voice = old.sound, VocoderStream(codec.vocoder, old.voice)
+        if self.sound:
+            sound = torch.cat([sound, voice.push(codec.mel(made.a[None]))[0]])
+        return _Waiting(torch.cat([old.v, made.v]), torch.cat([old.a, made.a]), sound, voice.state())
+
+    def _chunk(self, made: Made, now: _Waiting, count: int, state: StreamState) -> Chunk:
+        """The first frames that wait, decoded, with their sound."""
+        codec, v, a = self.pipe.codec, now.v[:count], now.a[:count]
         pixels = codec.decode_frames(v[None])[0] if self.picture else torch.empty(0, 0, 0, 3, dtype=torch.uint8)
-        return Chunk(pixels, wave, first, v, a, state)
+        wave = now.sound[: count * codec.spec.samples_per_frame]
+        return Chunk(pixels, wave, made.index + 1 - len(now.v), v, a, state)
+
+    def _state(self, window: Window, past: Past | None, waiting: _Waiting) -> StreamState:
+        past = past and past.since(int(window.first))
+        return StreamState(window, self.n, waiting.v, waiting.a, waiting.sound, waiting.voice, past)
+
+    def _drop(self, name: str) -> None:
+        """Take a stream's row out of the window."""
+        keep = [i for i, other in enumerate(self.rows) if other != name]
+        self.window = self.window[torch.tensor(keep)] if keep else None
+        self.rows = {other: row for other, row in self.rows.items() if other != name}
+        self._known = self._known_frames()
 
     def _relabel(self, emitted: Emitted) -> None:
         """Give the frames that entered the class that their stream's schedule has for them."""
