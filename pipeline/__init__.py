@@ -8,6 +8,7 @@ for chunk in pipe.stream(y=2, seed=0): ...                      # frames and the
 from pipeline.avcodec import AVCodec
 from pipeline.avpipeline import AVPipeline, Clips
 from pipeline.spec import AVSpec
-from pipeline.streams import Chunk, Streams, StreamState
+from pipeline.state import StreamState
+from pipeline.streams import Chunk, Streams
 
 __all__ = ["AVCodec", "AVPipeline", "AVSpec", "Chunk", "Clips", "StreamState", "Streams"]

@@ -17,8 +17,9 @@ from pipeline.avcodec import AVCodec
 from pipeline.finetune import load_adapter
 from pipeline.overlap import overlapped
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
+from pipeline.state import Past, StreamState
 from pipeline.storage import replaced_folder
-from pipeline.streams import Chunk, Past, Streams, StreamState
+from pipeline.streams import Chunk, Streams
 
 
 @dataclass(frozen=True)

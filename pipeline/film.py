@@ -12,7 +12,8 @@ from data.av import Writer, iter_audio, probe, read_frames
 from data.clips import PEAK, clip_sound
 from data.frames import fit, to_uint8
 from pipeline.avcodec import AVCodec
-from pipeline.streams import Chunk, StreamState
+from pipeline.state import StreamState
+from pipeline.streams import Chunk
 
 FADE = 0.02  # s, from the real sound to the generated one at the end of an extended clip
 BLOCK = 64  # frames of a real clip in memory at once

@@ -620,7 +620,7 @@ def test_state_without_one_of_its_parts_is_refused(saved, tmp_path, name):
 def test_saving_that_fails_leaves_the_old_state(pipe, tmp_path, monkeypatch):
     state = pipe.new_stream(y=0)
     state.save(tmp_path / "state", turn=1)
-    monkeypatch.setattr("pipeline.streams.save_file", half_written)
+    monkeypatch.setattr("pipeline.state.save_file", half_written)
     with pytest.raises(OSError, match="disk full"):
         state.save(tmp_path / "state", turn=2)
     assert StreamState.load(tmp_path / "state")[1]["turn"] == 1
