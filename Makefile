@@ -1,9 +1,9 @@
-# make demo | make test | make lint; VENV=path reuses an environment
+# make demo | make test | make lint | make bench; VENV=path reuses an environment
 VENV ?= .venv
 PYTHON ?= python3
 PY = $(VENV)/bin/python
 
-.PHONY: demo test lint
+.PHONY: demo test lint bench
 
 $(VENV)/.installed: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -19,3 +19,6 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+
+bench: $(VENV)/.installed
+	$(PY) benchmarks/summary.py

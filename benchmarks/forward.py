@@ -1,0 +1,48 @@
+"""Seconds of one forward pass of a window, ours against the plain reference, and its share of the matmul ceiling.
+
+python benchmarks/forward.py --model FLAV-S/2 --out benchmarks/results/forward_flav_s2_cpu.json
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cli
+from benchmarks import timing
+
+
+def main(argv=None) -> None:
+    p = cli.Parser(__doc__.splitlines()[0])
+    timing.add_model_arguments(p, "FLAV-S/2")
+    p.add_argument("--batch-size", type=cli.positive, default=1, help="clips")
+    timing.add_arguments(p)
+    args = p.parse_args(argv)
+    device, dtype = timing.begin(args)
+    ceiling = timing.matmul_ceiling(device, dtype)
+    rows, facts = measure(args, device, dtype, ceiling)
+    method = "One forward pass of a rolling window with random weights and inputs, without gradients."
+    timing.report(__file__, args, method, device, rows, matmul_ceiling_flops=ceiling, **facts)
+
+
+def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
+    """The row of both sides, and facts about them."""
+    from benchmarks import subjects
+    from models import FLAV
+    from models.costs import forward_flops, parameters
+    from pipeline import AVPipeline
+
+    config = subjects.config(args)
+    model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
+    plain, inputs = subjects.reference_of(model, config), subjects.inputs(model, args.batch_size, device, dtype)
+    if args.compile:
+        AVPipeline(model, subjects.codec(config), device, dtype).compile()
+    sides = {"ours": subjects.forward_pass(model, inputs), "reference": subjects.forward_pass(plain, inputs)}
+    seconds, peaks = timing.alternate(sides, args, device), timing.gpu_peaks(sides, device)
+    what = f"forward, {args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
+    row = timing.compared(what, seconds, "ours", "reference")
+    row |= timing.share(forward_flops(config, args.batch_size), row["ours_s"], ceiling)
+    return [row], {"config": config, "parameters": parameters(config), **peaks}
+
+
+if __name__ == "__main__":
+    cli.run(main)

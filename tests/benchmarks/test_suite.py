@@ -1,0 +1,190 @@
+"""Every speed benchmark runs on tiny settings and leaves a record; the suite makes one table of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import codec, forward, fusion, sample_clip, stream, subjects, summary, timing, train_step, vocoder
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = ("forward", "train_step", "sample_clip", "stream", "vocoder", "codec", "fusion", "summary")
+ONCE = ["--repeats", "2", "--warmup", "0"]
+TINY = ["--model", "FLAV-tiny", "--predict-frames", "3"]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(timing, "CEILING_SECONDS", 0)
+    monkeypatch.setattr(timing, "CEILING_SIZE", {"cpu": 64})
+    monkeypatch.setattr(subjects, "HIFIGAN", {**subjects.HIFIGAN, "upsample_initial_channel": 32})
+
+
+def record_of(script, path, *arguments):
+    """What the script wrote, after the checks that hold for all of them."""
+    script.main([*arguments, *ONCE, "--out", str(path)])
+    record = json.loads(path.read_text())
+    facts = {"benchmark", "method", "command", "arguments", "machine", "device", "dtype", "threads", "versions", "rows"}
+    assert facts <= record.keys() and record["benchmark"] == Path(script.__file__).stem and record["threads"] == 1
+    for row in record["rows"]:
+        if "ratio" in row:
+            low, high = row["ratio_quartiles"]
+            assert 0 < low <= row["ratio"] <= high and row["runs"] == 2 and row["other_s"] > 0
+    return record
+
+
+def test_forward_pass(tmp_path):
+    (row,) = record_of(forward, tmp_path / "x.json", *TINY)["rows"]
+    assert (row["ours"], row["other"]) == ("ours", "reference") and 0 < row["share_of_ceiling"]
+
+
+def test_forward_pass_in_bfloat16(tmp_path):
+    (row,) = record_of(forward, tmp_path / "x.json", *TINY, "--dtype", "bfloat16", "--fusion", "a")["rows"]
+    assert "fusion a" in row["what"] and "bfloat16" in row["what"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_step_with_its_reference(tmp_path, dtype):
+    rows = record_of(train_step, tmp_path / "x.json", *TINY, "--dtype", dtype)["rows"]
+    assert [row["other"] for row in rows] == ["reference", "reference"]
+    assert rows[1]["mfu"] < rows[1]["share_of_ceiling"] < 2 * rows[1]["mfu"]  # with --grad-ckpt
+
+
+def test_training_step_alone(tmp_path):
+    rows = record_of(train_step, tmp_path / "x.json", *TINY, "--no-reference", "--no-grad-ckpt")["rows"]
+    assert not any("other" in row for row in rows) and rows[1]["mfu"] == rows[1]["share_of_ceiling"]
+
+
+def test_clip_with_every_switch(tmp_path):
+    record = record_of(sample_clip, tmp_path / "x.json", *TINY, "--batch-sizes", "1", "2", "--frames", "2")
+    sides = [(row["ours"], row["other"]) for row in record["rows"]]
+    one = [("ours", other) for other in ("reference", "no skip", "no tables", "all off")] + [("all off", "reference")]
+    assert sides == 2 * one
+    counts = [row["frame_evaluations"] for row in record["rows"] if "frame_evaluations" in row]
+    assert counts[0] == counts[1] and counts[0]["reference"] == 3 * (2 * 3 + 2) == counts[0]["no skip"]
+
+
+def test_clip_without_switches(tmp_path):
+    record = record_of(sample_clip, tmp_path / "x.json", *TINY, "--batch-sizes", "1", "--frames", "2", "--no-switches")
+    assert len(record["rows"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["griffin-lim", "hifigan"])
+def test_stream_and_its_reference_into_files(tmp_path, kind):
+    short = ["--compare-frames", "3", "--frames", "8", "--vocoder", kind]
+    rows = record_of(stream, tmp_path / "x.json", *TINY, *short)["rows"]
+    assert [row.get("other") for row in rows] == ["reference", "no overlap", "reference", None, None]
+    for row in rows[3:]:
+        assert 0 < row["p50_s"] <= row["p99_s"] and len(row["resident_gib"]) == 2 and row["real_time_factor"] > 0
+
+
+def test_reference_stream_is_our_stream(tmp_path):
+    import torch
+
+    args = stream_arguments(tmp_path)
+    pipe, plain, _ = stream.subjects_of(args, torch.device("cpu"), torch.float64)
+    films = [stream.ours(args, pipe, 12, overlap=False), stream.reference_chunks(args, pipe, plain, 12)]
+    (frames, wave), (plain_frames, plain_wave) = ([torch.cat(parts) for parts in zip(*film)] for film in films)
+    assert len(frames) == 12 and (frames.int() - plain_frames.int()).abs().max() <= 1 and frames.float().std() > 1
+    torch.testing.assert_close(plain_wave, wave, rtol=0, atol=1e-4)
+
+
+def stream_arguments(tmp_path):
+    """Arguments of stream.py for a preset."""
+    from argparse import Namespace
+
+    shape = dict(model="FLAV-tiny", fusion="c", latent_size=None, predict_frames=3, compile=False)
+    return Namespace(model_ckpt=None, vocoder="hifigan", num_timesteps=2, seed=0, **shape)
+
+
+def test_stream_of_a_checkpoint(tmp_path):
+    import torch
+
+    pipe, _, _ = stream.subjects_of(stream_arguments(tmp_path), torch.device("cpu"), torch.float32)
+    pipe.save(tmp_path / "export")
+    short = ["--compare-frames", "3", "--frames", "0"]
+    record = record_of(stream, tmp_path / "x.json", "--model-ckpt", str(tmp_path / "export"), *short)
+    assert record["vocoder"] == "hifigan" and len(record["rows"]) == 3
+
+
+def test_checkpoint_that_is_not_there_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        stream.main(["--model-ckpt", str(tmp_path)])
+    assert "has no config.json; give a checkpoint folder" in capsys.readouterr().err
+
+
+def test_vocoder_chunks_are_exact_in_float64(tmp_path):
+    rows = record_of(vocoder, tmp_path / "x.json", "--n-mels", "16", "--frames", "40", "--chunks", "10", "20")["rows"]
+    exact = [row["max_difference_float64"] for row in rows if "max_difference_float64" in row]
+    assert len(exact) == 2 and max(exact) < 1e-10
+    assert [row["ours"] for row in rows] == 2 * ["whole", "chunks of 10", "chunks of 20"]
+
+
+def test_codec(tmp_path):
+    rows = record_of(codec, tmp_path / "x.json", "--codecs", "patch-pca", "--image-size", "32")["rows"]
+    assert [row["what"].split(",")[0] for row in rows] == ["encode", "decode"]
+
+
+def test_fusions_beside_none(tmp_path):
+    rows = record_of(fusion, tmp_path / "x.json", *TINY)["rows"]
+    assert [row["ours"] for row in rows] == ["a", "b", "c"] * 2 and {row["other"] for row in rows} == {"none"}
+
+
+def test_unknown_preset_is_named():
+    with pytest.raises(ValueError, match="--model FLAV-M/2 is no preset; choose one of FLAV-XL/2"):
+        forward.main(["--model", "FLAV-M/2"])
+
+
+def test_suite_runs_what_is_asked_and_tells_what_fails(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def run(command, **how):
+        commands.append(command)
+        path = Path(command[command.index("--out") + 1])
+        if "codec" in path.name:
+            return subprocess.CompletedProcess(command, 2, "", "codec.py: error: no memory")
+        row = timing.compared(path.stem, {"ours": [1.0], "reference": [2.0]}, "ours", "reference")
+        facts = {"machine": "a CPU", "device": "cpu", "dtype": "float32", "threads": 1, "versions": {"torch": "2"}}
+        path.write_text(json.dumps({"benchmark": "x", **facts, "rows": [row]}))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit, match="1 of 10 benchmarks failed: codec_cpu"):
+        summary.main(["--out", str(tmp_path), "--model-ckpt", str(tmp_path / "none")])
+    told, table = capsys.readouterr().out, (tmp_path / "summary.md").read_text()
+    assert "is no checkpoint (make demo leaves one)" in told and "codec_cpu failed: codec.py: error: no memory" in told
+    assert table.count("2.00 (2.00-2.00)") == 9 and "- a CPU; 1 CPU thread(s), float32, torch 2" in table
+    assert all(Path(command[1]).is_file() for command in commands) and len(commands) == 10
+    commands.clear()
+    summary.main(["--out", str(tmp_path), "--only", "vocoder_cpu"])
+    assert [Path(command[1]).name for command in commands] == ["vocoder.py"]
+    summary.main(["--out", str(tmp_path), "--no-run"])
+    assert len(commands) == 1 and (tmp_path / "summary.md").read_text() == table
+
+
+def test_suite_takes_the_demos_checkpoint_and_another_device(tmp_path):
+    from argparse import Namespace
+
+    (tmp_path / "config.json").touch()
+    args = Namespace(
+        device="cuda", dtype="bfloat16", threads=1, model="FLAV-B/1", model_ckpt=tmp_path, out=tmp_path, run=1
+    )
+    plan = summary.suite(args)
+    assert "sample_clip_flav_b1_cuda" in plan and "--switches" in plan["sample_clip_flav_b1_cuda"]
+    assert tmp_path in plan["stream_demo_cuda"] and all("cuda" in command for command in plan.values())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_answers_before_anything_slow_is_imported(name):
+    look = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{name}.py', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path('benchmarks/{name}.py', run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    print('exit', end.code, sorted({'torch', 'numpy', 'av', 'diffusers'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", look], cwd=BENCHMARKS.parent, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: ") and done.stdout.endswith("exit 0 []\n") and not done.stderr
