@@ -143,8 +143,10 @@ def train(args) -> None:
     from diffusion.flow import WEIGHTS
     from models import FLAV
     from pipeline.encode import encode_batch, encode_files
+    from pipeline.finetune import trainable
+    from pipeline.sharding import State, check_sharding
     from pipeline.storage import Journal, resume, save_checkpoint
-    from pipeline.training import Draws, Meter, averaged, backward, learning_rate
+    from pipeline.training import Draws, Meter, backward, learning_rate, skip_if_not_finite
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
@@ -155,23 +157,27 @@ def train(args) -> None:
     facts |= {name: getattr(args, name) for name in SAME}
 
     check_names(args)
+    check_sharding(accelerator)
     with accelerator.main_process_first():
         dataset, codec = prepare(args)
     codec.to(device)
     torch.manual_seed(args.seed)
     model = raw_model = FLAV(**model_config(args, codec)).to(dtype)
-    params = finetuned(args, model, codec.spec.class_names)
+    finetune(args, model, codec.spec.class_names)
     optimiser = torch.optim.AdamW(
-        params, lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
+        trainable(model), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
     )
     cli.share_cores(model)
     if args.compile:
         for block in model.blocks:
             block.compile()
+    plain = copy.deepcopy(raw_model).to("meta")  # as it is before processes share its weights out
+    model, optimiser = accelerator.prepare(model, optimiser)
+    params = trainable(raw_model)
     ema = EMAModel(params, decay=args.ema_decay)
     accelerator.register_for_checkpointing(ema)
-    model, optimiser = accelerator.prepare(model, optimiser)
-    first_step = resume(accelerator, args.experiment_dir, **facts)
+    state = State(raw_model, optimiser.optimizer, ema, accelerator.scaler)
+    first_step = resume(accelerator, state, args.experiment_dir, **facts)
     if first_step >= args.max_steps:
         log.info(
             "%s is at step %s already; --max-steps %s asks for no more", args.experiment_dir, first_step, args.max_steps
@@ -214,8 +220,7 @@ def train(args) -> None:
                 group["lr"] = lr
             loss = backward(accelerator, model, inputs, WEIGHTS[args.sampling], args.micro_batches)
             norm = accelerator.clip_grad_norm_(params, args.clip_grad_norm)
-            if accelerator.scaler is None:  # a scaler looks for infinities itself
-                optimiser.optimizer.found_inf = (~norm.isfinite()).float()  # if 1 the fused kernel changes nothing
+            norm = skip_if_not_finite(accelerator, optimiser, norm)
             optimiser.step()
             optimiser.zero_grad()
             ema.step(params)
@@ -232,14 +237,15 @@ def train(args) -> None:
                     raise FloatingPointError(complaint(args, done - record["skipped_in_a_row"], dataset, order))
             if args.dry_run:
                 continue
-            if done % args.ckpt_every == 0 or done == args.max_steps or stopping:
-                save_checkpoint(accelerator, args.experiment_dir, done, args.ckpt_limit, **facts)
-                if accelerator.is_main_process:
-                    with averaged(ema, params):
-                        export(args, raw_model, codec, done)
-            if args.sample_every and done % args.sample_every == 0 and accelerator.is_main_process:
-                with averaged(ema, params):
-                    preview(args, raw_model, codec, done, device)
+            saving = done % args.ckpt_every == 0 or done == args.max_steps or stopping
+            showing = bool(args.sample_every) and done % args.sample_every == 0
+            if saving:
+                save_checkpoint(accelerator, state, args.experiment_dir, done, args.ckpt_limit, **facts)
+            averaged = state.averaged(plain) if saving or showing else None  # with shards, all processes take part
+            if saving and accelerator.is_main_process:
+                export(args, averaged, codec, done)
+            if showing and accelerator.is_main_process:
+                preview(args, averaged, codec, done, device)
             if stopping:
                 log.info("stopped with a checkpoint at step %s; the same command goes on", done)
                 break
@@ -267,13 +273,13 @@ def dry_report(args, model, clips: int, ranks: int, device) -> str:
     )
 
 
-def finetuned(args, model, class_names: tuple[str, ...]) -> list:
-    """Begin with the weights of --init-from, and choose what is trained: these parameters.
+def finetune(args, model, class_names: tuple[str, ...]) -> None:
+    """Begin with the weights of --init-from, and choose what is trained.
 
     Raises:
         ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
     """
-    from pipeline.finetune import add_lora, freeze, initialise, trainable
+    from pipeline.finetune import add_lora, freeze, initialise
 
     if args.init_from:
         log.info("%s", initialise(model, args.init_from, class_names))
@@ -281,7 +287,6 @@ def finetuned(args, model, class_names: tuple[str, ...]) -> list:
         log.info("%s numbers are trained", freeze(model, args.freeze))
     if args.lora_rank:
         log.info("%s numbers are trained, of rank %s", add_lora(model, args.lora_rank), args.lora_rank)
-    return trainable(model)
 
 
 def told_to_stop(accelerator, stop: cli.Stop, done: int) -> bool:
@@ -409,7 +414,7 @@ def complaint(args, first: int, dataset, order) -> str:
 
 
 def export(args, model, codec, step: int) -> None:
-    """export/: a self-describing checkpoint with the weights that the model has now; adapter/ beside it with LoRA."""
+    """export/: a self-describing checkpoint of a plain model; adapter/ beside it with LoRA."""
     from pipeline.finetune import merged, save_adapter
     from pipeline.storage import replaced_folder
 
@@ -423,7 +428,7 @@ def export(args, model, codec, step: int) -> None:
 
 
 def preview(args, model, codec, step: int, device, clips: int = 4) -> None:
-    """Samples as mp4 and a contact sheet, from the weights that the model has now."""
+    """Samples of a plain model, which moves to the device, as mp4 and a contact sheet."""
     import torch
 
     from contact import Clip, contact_sheets
@@ -431,7 +436,7 @@ def preview(args, model, codec, step: int, device, clips: int = 4) -> None:
     from pipeline import AVPipeline
     from pipeline.finetune import merged
 
-    model = merged(model) if args.lora_rank else copy.deepcopy(model)
+    model = merged(model) if args.lora_rank else model
     spec, folder = codec.spec, args.experiment_dir / args.results_dir / f"step_{step:07d}"
     folder.mkdir(parents=True, exist_ok=True)
     y = torch.arange(clips) % len(spec.class_names) if spec.class_names else None

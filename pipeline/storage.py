@@ -8,10 +8,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
+
+if TYPE_CHECKING:
+    from pipeline.sharding import State  # imports what sampling does without
 
 FACTS = "facts.json"  # of a checkpoint: its step, what must not change, the CRC-32 of each file and of these facts
 BLOCK = 2**24  # bytes of a file in memory at once
@@ -41,7 +45,7 @@ def checkpoints(experiment: Path) -> list[Path]:
     return sorted((experiment / "checkpoints").glob("step_*"))
 
 
-def resume(accelerator: Accelerator, experiment: Path, **facts) -> int:
+def resume(accelerator: Accelerator, state: "State", experiment: Path, **facts) -> int:
     """Load the newest checkpoint that is whole; returns the step to go on with, 0 without one.
 
     Args:
@@ -65,7 +69,13 @@ def resume(accelerator: Accelerator, experiment: Path, **facts) -> int:
                 f"{newest[0]} was trained with {name} {stored.get(name)}, not {value}; repeat the run's own arguments "
                 "or choose another --experiment-dir"
             )
-    accelerator.load_state(str(newest[0]))
+    if state.sharded != (sharded := stored.get("sharded", False)):
+        raise ValueError(
+            f"{newest[0]} was saved {'in shards' if sharded else 'whole'}, and these processes keep weights "
+            f"{'in shards' if state.sharded else 'whole'}; launch with the accelerate config of the run, or choose "
+            "another --experiment-dir"
+        )
+    state.load(newest[0]) if sharded else accelerator.load_state(str(newest[0]))
     return stored["step"]
 
 
@@ -96,7 +106,7 @@ def _crc(path: Path) -> int:
     return crc
 
 
-def save_checkpoint(accelerator: Accelerator, experiment: Path, step: int, limit: int, **facts) -> None:
+def save_checkpoint(accelerator: Accelerator, state: "State", experiment: Path, step: int, limit: int, **facts) -> None:
     """checkpoints/step_NNNNNNN with all that resuming needs; the `limit` newest are kept. Called by every process.
 
     Raises:
@@ -109,11 +119,11 @@ def save_checkpoint(accelerator: Accelerator, experiment: Path, step: int, limit
             shutil.rmtree(half)
     accelerator.wait_for_everyone()
     with _written(part, checkpoints(experiment)):
-        accelerator.save_state(str(part))
+        state.save(part) if state.sharded else accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             files = {path.name: _crc(path) for path in sorted(part.iterdir()) if path.is_file()}
-            facts = {"step": step, **facts, "files": files}
+            facts = {"step": step, **facts, "sharded": state.sharded, "files": files}
             (part / FACTS).write_text(json.dumps(facts | {"crc": _crc_of(facts)}))
     if accelerator.is_main_process:
         shutil.rmtree(final, ignore_errors=True)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
+from accelerate.optimizer import AcceleratedOptimizer
 from einops import rearrange
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffusion.flow import FlowLoss, flow_loss
 from diffusion.noise import TrainingDraws, training_draws
@@ -86,7 +87,8 @@ def backward(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: C
     losses = []
     for i, part in enumerate(_parted(inputs, parts)):
         with accelerator.no_sync(model) if i < parts - 1 else nullcontext():
-            losses.append(flow_loss(model, **part, weight=weight))
+            with accelerator.autocast():  # which wraps a whole model already, not one in shards
+                losses.append(flow_loss(model, **part, weight=weight))
             accelerator.backward(losses[-1].total / parts)
     total, video, audio, *errors = zip(*losses)
     means = (torch.stack(x).detach().mean() for x in (total, video, audio))
@@ -107,6 +109,17 @@ def _parted(inputs: dict, parts: int) -> Iterator[dict]:
 def _sent(x: Tensor, device: torch.device) -> Tensor:
     """A CPU tensor on the device, without waiting for it."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
+def skip_if_not_finite(accelerator: Accelerator, optimiser: AcceleratedOptimizer, norm: Tensor) -> Tensor:
+    """Make the optimiser's next step change nothing if the gradient's norm is not finite; returns the norm, whole.
+
+    Without a wait for the device: the fused kernel reads a flag there. A scaler of fp16 looks for infinities itself.
+    """
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if accelerator.scaler is None:
+        optimiser.optimizer.found_inf = (~norm.isfinite()).float()
+    return norm
 
 
 def learning_rate(step: int, base: float, warmup: int, schedule: str, last: int) -> float:
@@ -161,14 +174,3 @@ class Meter:
         self.bins.zero_()
         self.waited = 0.0
         return record
-
-
-@contextmanager
-def averaged(ema: EMAModel, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Inside the block the parameters have their averaged values."""
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)

@@ -370,28 +370,6 @@ def test_run_begins_with_the_codec_and_weights_of_another_and_keeps_what_is_froz
     assert frozen <= same and not any(name.startswith("blocks.1.") for name in same)
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
-
-
-def test_two_processes_train_the_model_of_one_with_the_same_global_batch(balls, tmp_path):
-    """In float64, with a global batch of 6. Every clip of it counts, so the ranks cannot have seen the same data."""
-    two, one, rank_0 = tmp_path / "two", tmp_path / "one", tmp_path / "rank_0"
-    how = ("--cache-latents", "--max-steps", 4, "--lr", 1e-3, "--dtype", "float64")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py"]
-    command = [*launch, *argv(balls, two, *how, "--batch-size", 3)]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((two / "run.json").read_text())["processes"] == 2
-
-    train.main(argv(balls, one, *how, "--batch-size", 6))
-    train.main(argv(balls, rank_0, *how, "--batch-size", 3))
-    divided, whole, part = (load_file(x / "checkpoints/step_0000004/model.safetensors") for x in (two, one, rank_0))
-    assert max((divided[name] - whole[name]).abs().max().item() for name in whole) < 1e-10
-    assert max((divided[name] - part[name]).abs().max().item() for name in whole) > 1e-4
-    assert losses(two) == pytest.approx(losses(one), rel=1e-10)
-    assert [record["step"] for record in log_of(two)] == [1, 2, 3, 4]
-
-
 # ---------------------------------------------------------------------------------------------------------- it learns
 
 

@@ -1,5 +1,6 @@
 """The parts of a training step around the model."""
 
+import copy
 import math
 
 import pytest
@@ -11,7 +12,8 @@ import train
 from diffusion.flow import FlowLoss
 from diffusion.noise import Purpose, generator
 from diffusion.times import draw_times
-from pipeline.training import BINS, Draws, Meter, averaged, learning_rate
+from pipeline.sharding import State
+from pipeline.training import BINS, Draws, Meter, learning_rate, skip_if_not_finite
 
 T, SHAPES = 4, ((4, 3, 2, 2), (4, 5, 6))
 
@@ -257,16 +259,31 @@ def test_reading_starts_the_sums_again():
     assert record["loss"] == pytest.approx(two[0].total.item(), rel=1e-6) and record["data_wait"] == 0
 
 
-def test_averaged_weights_are_there_inside_the_block_only():
-    model = torch.nn.Linear(2, 2)
-    ema = EMAModel(model.parameters(), decay=0.9)
+@pytest.mark.parametrize("norm", [1.0, math.inf, math.nan])
+def test_step_changes_nothing_if_the_norm_is_not_finite(norm):
+    accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 2)
+    model, optimiser = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1, fused=True))
     before = model.weight.detach().clone()
+    model(torch.ones(2)).sum().backward()
+    skip_if_not_finite(accelerator, optimiser, torch.tensor(norm))
+    optimiser.step()
+    assert model.weight.equal(before) != math.isfinite(norm)
+
+
+def test_averaged_model_is_a_plain_copy_with_averages_where_weights_are_trained():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    model[0].requires_grad_(False)
+    plain, trained = copy.deepcopy(model).to("meta"), [*model[1].parameters()]
+    state = State(model, torch.optim.AdamW(trained), EMAModel(trained))
+    before = model[1].weight.detach().clone()
     with torch.no_grad():
-        model.weight += 1
-    with pytest.raises(RuntimeError), averaged(ema, [*model.parameters()]):
-        assert model.weight.equal(before)
-        raise RuntimeError
-    assert model.weight.equal(before + 1)
+        for layer in model:
+            layer.weight += 1
+    averaged = state.averaged(plain)
+    assert averaged[0].weight.equal(model[0].weight) and averaged[1].weight.equal(before)
+    with torch.no_grad():
+        averaged[1].weight.zero_()
+    assert state.averaged(plain)[1].weight.equal(before) and model[1].weight.equal(before + 1)
 
 
 def test_average_takes_the_first_weights_and_then_slows_down():
