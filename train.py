@@ -4,7 +4,6 @@ The same command resumes, bit for bit: data order, noise and weights are functio
 """
 
 import argparse
-import copy
 import json
 import logging
 import resource
@@ -94,6 +93,7 @@ def parse(argv=None) -> argparse.Namespace:
     out.add_argument("--ckpt-limit", type=cli.positive, default=3, help="checkpoints kept")
     out.add_argument("--sample-every", type=cli.whole, default=20_000, help="steps between samples; 0 for none")
     out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample")
+    out.add_argument("--push-to-hub", metavar="REPO", help="hub id that takes export/ after the last step")
     args = p.parse_args(argv)
     if args.codec_source and Path(args.codec_source).is_dir():
         args.codec_source = str(Path(args.codec_source).resolve())  # the export is read from anywhere
@@ -134,79 +134,45 @@ def train(args) -> None:
     import torch  # after the arguments are known to be good, like all that takes seconds
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
-    from diffusers.training_utils import EMAModel
-    from torch.utils.data import DataLoader
     from tqdm import tqdm
 
-    from data.order import ClipOrder
-    from data.prepared import is_prepared
-    from diffusion.flow import WEIGHTS
-    from models import FLAV
-    from pipeline.encode import encode_batch, encode_files
-    from pipeline.finetune import trainable
-    from pipeline.sharding import State, check_sharding
-    from pipeline.storage import Journal, resume, save_checkpoint
-    from pipeline.training import Draws, Meter, backward, learning_rate, skip_if_not_finite
+    from pipeline.encode import encode_batch
+    from pipeline.hub import check_login, push
+    from pipeline.sharding import check_sharding
+    from pipeline.storage import Journal, resume
+    from pipeline.training import learning_rate
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
     config = ProjectConfiguration(str(args.experiment_dir), logging_dir=str(args.experiment_dir / "tensorboard"))
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.tracker, project_config=config)
-    device, ranks, dtype = accelerator.device, accelerator.num_processes, getattr(torch, args.dtype)
-    facts = {"seed": args.seed, "global_batch": args.batch_size * ranks}
+    device, dtype = accelerator.device, getattr(torch, args.dtype)
+    facts = {"seed": args.seed, "global_batch": args.batch_size * accelerator.num_processes}
     facts |= {name: getattr(args, name) for name in SAME}
 
     check_names(args)
     check_sharding(accelerator)
+    if args.push_to_hub and accelerator.is_main_process:
+        check_login(args.push_to_hub)
     with accelerator.main_process_first():
         dataset, codec = prepare(args)
     codec.to(device)
-    torch.manual_seed(args.seed)
-    model = raw_model = FLAV(**model_config(args, codec)).to(dtype)
-    finetune(args, model, codec.spec.class_names)
-    optimiser = torch.optim.AdamW(
-        trainable(model), lr=args.lr, betas=(0.9, args.beta2), weight_decay=args.weight_decay, fused=True
-    )
-    cli.share_cores(model)
-    if args.compile:
-        for block in model.blocks:
-            block.compile()
-    plain = copy.deepcopy(raw_model).to("meta")  # as it is before processes share its weights out
-    model, optimiser = accelerator.prepare(model, optimiser)
-    params = trainable(raw_model)
-    ema = EMAModel(params, decay=args.ema_decay)
-    accelerator.register_for_checkpointing(ema)
-    state = State(raw_model, optimiser.optimizer, ema, accelerator.scaler)
-    first_step = resume(accelerator, state, args.experiment_dir, **facts)
+    learner = make_learner(args, accelerator, codec)
+    first_step = resume(accelerator, learner.state, args.experiment_dir, **facts)
     if first_step >= args.max_steps:
         log.info(
             "%s is at step %s already; --max-steps %s asks for no more", args.experiment_dir, first_step, args.max_steps
         )
         return
-    ema.to(device)
-
-    progress = partial(tqdm, unit="file", desc="encoding", leave=False, disable=not accelerator.is_main_process)
-    cached = args.cache_latents and not is_prepared(args.data_path)
-    clips = encode_files(dataset, codec, device, progress) if cached else dataset
-    steps, rank = (first_step, args.max_steps), accelerator.process_index
-    order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, rank, ranks)
-    workers = 0 if cached else args.num_workers
-    loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
-    shapes = tuple((args.predict_frames, *shape) for shape in raw_model.frame_shapes)
-    null_label = raw_model.num_classes or None
-    draws = Draws(
-        args.seed, order.rows(), shapes, args.theta, args.class_dropout_prob, null_label, args.independent_times
-    )
-    meter, journal = Meter(device), Journal(accelerator, args.experiment_dir, first_step)
+    learner.ema.to(device)
+    loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step)
+    meter, journal = make_meter(args, accelerator, codec), Journal(accelerator, args.experiment_dir, first_step)
+    steps = range(first_step, args.max_steps)
     if accelerator.is_main_process:
-        size = sum(p.numel() for p in raw_model.parameters())
-        cli.write_run(args.experiment_dir, args, spec=asdict(codec.spec), processes=ranks, parameters=size)
-        log.info("%s; %.1f million parameters, steps %s to %s, %s process%s on %s", dataset.summary(), size / 1e6,
-                 *steps, ranks, "es" * (ranks > 1), device)  # fmt: skip
+        announce(args, accelerator, dataset, codec, learner.raw, steps)
 
-    bar = tqdm(range(*steps), initial=first_step, total=args.max_steps, unit="step",
-               disable=not accelerator.is_main_process)  # fmt: skip
-    model.train()
+    bar = tqdm(steps, initial=first_step, total=args.max_steps, unit="step", disable=not accelerator.is_main_process)
+    learner.model.train()
     with cli.Stop() as stop:  # SIGTERM of a scheduler, or Ctrl-C: a checkpoint, then the end; workers inherit it
         batches, measured = iter(loader), time.perf_counter()
         for step in bar:
@@ -216,50 +182,123 @@ def train(args) -> None:
 
             inputs = draws(step, *encode_batch(batch, codec, device, dtype))
             lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
-            for group in optimiser.param_groups:
-                group["lr"] = lr
-            loss = backward(accelerator, model, inputs, WEIGHTS[args.sampling], args.micro_batches)
-            norm = accelerator.clip_grad_norm_(params, args.clip_grad_norm)
-            norm = skip_if_not_finite(accelerator, optimiser, norm)
-            optimiser.step()
-            optimiser.zero_grad()
-            ema.step(params)
+            done = step + 1
+            telling = done % args.log_every == 0 or done == args.max_steps
+            of_average = learner.averaged_loss(inputs) if telling else None  # before the step, as the batch's own loss
+            loss, norm = learner.step(inputs, lr)
             meter.add(loss, inputs["times"], norm)
 
-            done = step + 1
             stopping = told_to_stop(accelerator, stop, done)
-            if done % args.log_every == 0 or done == args.max_steps:
+            if telling:
                 seconds, measured = time.perf_counter() - measured, time.perf_counter()
-                record = meter.read(accelerator, seconds, images_per_step=args.predict_frames * args.batch_size)
+                record = meter.read(accelerator, seconds, loss, of_average)
                 journal.write({"step": done, "lr": lr, **record})
                 bar.set_postfix(loss=record["loss"], wait=f"{record['data_wait']:.0%}")
                 if record["skipped_in_a_row"] >= SKIPS:
+                    order = loader.batch_sampler
                     raise FloatingPointError(complaint(args, done - record["skipped_in_a_row"], dataset, order))
-            if args.dry_run:
-                continue
-            saving = done % args.ckpt_every == 0 or done == args.max_steps or stopping
-            showing = bool(args.sample_every) and done % args.sample_every == 0
-            if saving:
-                save_checkpoint(accelerator, state, args.experiment_dir, done, args.ckpt_limit, **facts)
-            averaged = state.averaged(plain) if saving or showing else None  # with shards, all processes take part
-            if saving and accelerator.is_main_process:
-                export(args, averaged, codec, done)
-            if showing and accelerator.is_main_process:
-                preview(args, averaged, codec, done, device)
+            if not args.dry_run:
+                keep(args, accelerator, learner, codec, done, stopping, facts)
             if stopping:
                 log.info("stopped with a checkpoint at step %s; the same command goes on", done)
                 break
     accelerator.end_training()
     if args.dry_run and accelerator.is_main_process:
-        print(dry_report(args, raw_model, len(clips), ranks, device))
+        print(dry_report(args, accelerator, learner.raw, len(loader.dataset)))
+    elif args.push_to_hub and done == args.max_steps and accelerator.is_main_process:
+        push(args.push_to_hub, {"": args.experiment_dir / "export", "adapter": args.experiment_dir / "adapter"})
 
 
-def dry_report(args, model, clips: int, ranks: int, device) -> str:
+def make_learner(args, accelerator, codec):
+    """The model with its optimiser and average, as the arguments want them."""
+    import torch
+
+    from diffusion.flow import WEIGHTS
+    from models import FLAV
+    from pipeline.learner import Learner
+
+    torch.manual_seed(args.seed)
+    model = FLAV(**model_config(args, codec)).to(getattr(torch, args.dtype))
+    finetune(args, model, codec.spec.class_names)
+    cli.share_cores(model)
+    if args.compile:
+        for block in model.blocks:
+            block.compile()
+    how = {"beta2": args.beta2, "weight_decay": args.weight_decay, "clip": args.clip_grad_norm}
+    weight, parts = WEIGHTS[args.sampling], args.micro_batches
+    return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay)
+
+
+def make_data(args, accelerator, dataset, codec, model, first_step: int):
+    """The batches of this process from a step on, and what is drawn for them."""
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
+
+    from data.order import ClipOrder
+    from data.prepared import is_prepared
+    from pipeline.encode import encode_files
+    from pipeline.training import Draws
+
+    device, ranks, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
+    progress = partial(tqdm, unit="file", desc="encoding", leave=False, disable=not main)
+    cached = args.cache_latents and not is_prepared(args.data_path)
+    clips = encode_files(dataset, codec, device, progress) if cached else dataset
+    steps = (first_step, args.max_steps)
+    order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, accelerator.process_index, ranks)
+    workers = 0 if cached else args.num_workers
+    loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
+    shapes = tuple((args.predict_frames, *shape) for shape in model.frame_shapes)
+    chances = (args.theta, args.class_dropout_prob, model.num_classes or None, args.independent_times)
+    return loader, Draws(args.seed, order.rows(), shapes, *chances)
+
+
+def make_meter(args, accelerator, codec):
+    """What is measured: of a model of this size on this device."""
+    import torch
+
+    from models.costs import training_flops
+    from pipeline.ceiling import data_sheet_flops, device_name, matmul_ceiling
+    from pipeline.training import Meter
+
+    device, precision = accelerator.device, accelerator.mixed_precision
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(torch, args.dtype))
+    limits = {"matmul": matmul_ceiling(device, dtype, seconds=0.05),
+              "data_sheet": data_sheet_flops(device_name(device), dtype)}  # fmt: skip
+    flops = training_flops({**model_config(args, codec), "grad_ckpt": False}, args.batch_size)
+    peaks = {name: peak for name, peak in limits.items() if peak}
+    return Meter(device, args.predict_frames * args.batch_size, flops, peaks)
+
+
+def announce(args, accelerator, dataset, codec, model, steps: range) -> None:
+    """run.json, and a line on what begins."""
+    ranks, size = accelerator.num_processes, sum(p.numel() for p in model.parameters())
+    cli.write_run(args.experiment_dir, args, spec=asdict(codec.spec), processes=ranks, parameters=size)
+    log.info("%s; %.1f million parameters, steps %s to %s, %s process%s on %s", dataset.summary(), size / 1e6,
+             steps.start, steps.stop, ranks, "es" * (ranks > 1), accelerator.device)  # fmt: skip
+
+
+def keep(args, accelerator, learner, codec, done: int, stopping: bool, facts: dict) -> None:
+    """The checkpoint, export and samples that are due after a step. Called by every process."""
+    from pipeline.storage import save_checkpoint
+
+    saving = done % args.ckpt_every == 0 or done == args.max_steps or stopping
+    showing = bool(args.sample_every) and done % args.sample_every == 0
+    if saving:
+        save_checkpoint(accelerator, learner.state, args.experiment_dir, done, args.ckpt_limit, **facts)
+    averaged = learner.averaged() if saving or showing else None
+    if saving and accelerator.is_main_process:
+        export(args, averaged, codec, done)
+    if showing and accelerator.is_main_process:
+        preview(args, averaged, codec, done, accelerator.device)
+
+
+def dry_report(args, accelerator, model, clips: int) -> str:
     """What a run would take, from its first steps: the first one warms up and is left out."""
     import torch
 
+    ranks, device = accelerator.num_processes, accelerator.device
     journal = [json.loads(line) for line in (args.experiment_dir / "log.jsonl").read_text().splitlines()]
-    images = args.predict_frames * args.batch_size
+    images = args.predict_frames * args.batch_size * ranks
     seconds = statistics.median(images / record["images_per_s"] for record in journal[1:])
     peak = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else
             resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # fmt: skip
@@ -269,8 +308,21 @@ def dry_report(args, model, clips: int, ranks: int, device) -> str:
         f"{clips} clips, {clips / (args.batch_size * ranks):.1f} steps per epoch of {args.batch_size} clips on each of "
         f"{ranks} process{'es' * (ranks > 1)}\n"
         f"{seconds:.3g} s per step, peak memory {peak / 2**30:.1f} GiB of a process on {device}\n"
+        f"{planned_memory(args, accelerator, model)}\n"
         f"{args.whole} steps would take {hours:.3g} hours"
     )
+
+
+def planned_memory(args, accelerator, model) -> str:
+    """What a GPU would hold, from the formulas of models/costs.py."""
+    from models.costs import memory_plan
+
+    strategy = "fsdp" if accelerator.distributed_type.value == "FSDP" else "ddp"
+    precision = "fp32" if accelerator.mixed_precision == "no" else "bf16"
+    clips = args.batch_size // args.micro_batches
+    plan = memory_plan(model._hub_mixin_config, clips, accelerator.num_processes, strategy, precision)
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in vars(plan).items() if size)
+    return f"planned for a GPU in {precision}: {plan.total / 2**30:.2f} GiB ({parts})"
 
 
 def finetune(args, model, class_names: tuple[str, ...]) -> None:
@@ -282,7 +334,11 @@ def finetune(args, model, class_names: tuple[str, ...]) -> None:
     from pipeline.finetune import add_lora, freeze, initialise
 
     if args.init_from:
-        log.info("%s", initialise(model, args.init_from, class_names))
+        report = initialise(model, args.init_from, class_names)
+        log.info("%s", report)
+        if args.lora_rank and report.differs:
+            log.warning("the adapter will fit no base, since this model is another (%s); export/ has all of it",
+                        "; ".join(report.differs))  # fmt: skip
     if args.freeze:
         log.info("%s numbers are trained", freeze(model, args.freeze))
     if args.lora_rank:

@@ -20,8 +20,6 @@ import cli
 
 RESULTS = Path(__file__).parent / "results"
 DTYPES = ("float32", "bfloat16", "float64")
-CEILING_SIZE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices whose product is the ceiling
-CEILING_SECONDS = 1.0
 METHOD = (
     "After the warm-up the sides run in turn in one process, A B A B; seconds are medians, ratios medians and "
     "quartiles of the ratios of neighbouring runs. A GPU is waited for before and after each run. The ceiling is the "
@@ -130,18 +128,6 @@ def counted_flops(run: Callable) -> int:
     return counter.get_total_flops()
 
 
-def matmul_ceiling(device, dtype) -> float:
-    """FLOP/s of a large matrix product: the best of those that fit in a second, of 3 at least."""
-    import torch
-
-    N = CEILING_SIZE.get(device.type, CEILING_SIZE["cpu"])
-    x, y = (torch.randn(N, N, device=device, dtype=dtype) for _ in range(2))
-    best, tries, began = float("inf"), 0, time.perf_counter()
-    while tries < 3 or time.perf_counter() - began < CEILING_SECONDS:
-        best, tries = min(best, seconds_of(lambda: x @ y, device)), tries + 1
-    return 2 * N**3 / best
-
-
 def peak_gib(device) -> float:
     """Largest memory so far: of torch's allocator on a GPU, of the process on a CPU, GiB."""
     import torch
@@ -177,6 +163,8 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
     """
     import torch
 
+    from pipeline.ceiling import data_sheet_flops, device_name
+
     record = {
         "benchmark": Path(script).stem,
         "method": f"{' '.join(method.split())} {METHOD}",
@@ -190,7 +178,7 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in cli.PACKAGES},
-        "data_sheet_flops": data_sheet_flops(device_name(device), args.dtype),
+        "data_sheet_flops": data_sheet_flops(device_name(device), getattr(torch, args.dtype)),
         **facts,
         "rows": rows,
     }
@@ -198,20 +186,6 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
     if args.out:
         cli.output_folder(args.out.parent)
         cli.write_json(args.out, json.loads(json.dumps(record, default=str)))
-
-
-def device_name(device) -> str:
-    """The GPU's own name, or cpu."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-
-
-def data_sheet_flops(name: str, dtype: str) -> float | None:
-    """FLOP/s that the maker states, dense, of the GPUs whose figure models/costs.py has."""
-    from models.costs import H100_BF16
-
-    return H100_BF16 if dtype == "bfloat16" and ("H100" in name or "H200" in name) else None
 
 
 def table(records: list[dict]) -> str:

@@ -30,8 +30,10 @@ def main(argv=None) -> None:
     p.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="time the plain side too")
     timing.add_arguments(p, repeats=5)
     args = p.parse_args(argv)
+    from pipeline.ceiling import matmul_ceiling
+
     device, dtype = timing.begin(args)
-    ceiling = timing.matmul_ceiling(device, dtype)
+    ceiling = matmul_ceiling(device, dtype)
     rows, facts = measure(args, device, dtype, ceiling)
     timing.report(__file__, args, METHOD, device, rows, matmul_ceiling_flops=ceiling, **facts)
 
@@ -64,7 +66,10 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
 
 def rows_of(args, config: dict, forwards: dict, steps: dict, device, ceiling: float, peak: float) -> list[dict]:
     """The two rows; peak in GiB."""
+    import torch
+
     from models.costs import forward_flops, training_flops
+    from pipeline.ceiling import data_sheet_flops, device_name
 
     what = f"{args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
     other = "reference" if args.reference else None
@@ -73,7 +78,7 @@ def rows_of(args, config: dict, forwards: dict, steps: dict, device, ceiling: fl
     step = timing.compared(f"training step, {what}", timing.alternate(steps, args, device), "ours", other)
     step |= timing.share(training_flops(config, args.batch_size), step["ours_s"], ceiling)
     mfu = training_flops({**config, "grad_ckpt": False}, args.batch_size) / step["ours_s"] / ceiling
-    sheet = timing.data_sheet_flops(timing.device_name(device), args.dtype)
+    sheet = data_sheet_flops(device_name(device), getattr(torch, args.dtype))
     of_sheet = f" ({mfu * ceiling / sheet:.2f} of the data sheet)" if sheet else ""
     return [forward, step | {"mfu": mfu, "peak_gib": peak, "note": f"MFU {mfu:.2f}{of_sheet}, {peak:.2f} GiB"}]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import LoggerType, broadcast_object_list
 from safetensors import SafetensorError
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ class Journal:
             part = self.path.with_suffix(".part")
             part.write_text("".join(line for line in lines if json.loads(line)["step"] <= first_step))
             part.replace(self.path)
-        accelerator.init_trackers("")
+        folder = LoggerType.TENSORBOARD in accelerator.log_with  # which has the experiment's name already
+        accelerator.init_trackers("" if folder else experiment.name)
 
     def write(self, record: dict) -> None:
         """Append what `Meter.read` gave; lists become one curve per bin of flow time."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from diffusion.flow import FlowLoss, flow_loss
-from diffusion.noise import TrainingDraws, training_draws
+from diffusion.noise import TrainingDraws, sent, training_draws
 from diffusion.times import draw_times
 
 BINS = 10  # of flow time, in which the loss is logged
@@ -46,10 +46,10 @@ class Draws:
         """Arguments of `flow_loss` for latents (B,T,...) of this process's clips."""
         drawn = training_draws(self.seed, step, self.rows, *self.shapes)
         gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
-        posterior, eps_v, eps_a = (_sent(x.to(mean.dtype), mean.device) for x in gaussians)
-        dropped = _sent(drawn.drop < self.drop, y.device)
+        posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
+        dropped = sent(drawn.drop < self.drop, y.device)
         y = None if self.null_label is None else y.masked_fill(dropped, self.null_label)
-        t_v, t_a = (_sent(t, mean.device) for t in self._times(drawn))
+        t_v, t_a = (sent(t, mean.device) for t in self._times(drawn))
         return dict(v=mean + std * posterior, a=a, y=y, times=(t_v, t_a), noise=(eps_v, eps_a))
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
@@ -95,6 +95,13 @@ def backward(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: C
     return FlowLoss(*means, *(torch.cat(x) for x in errors))
 
 
+def batch_loss(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: Callable, parts: int) -> Tensor:
+    """The total loss of `backward` alone, as a number on the device."""
+    with accelerator.autocast():
+        losses = [flow_loss(model, **part, weight=weight).total for part in _parted(inputs, parts)]
+    return torch.stack(losses).detach().mean()
+
+
 def _parted(inputs: dict, parts: int) -> Iterator[dict]:
     """The batch in equal parts; what is None or a pair stays so."""
     size = len(inputs["v"]) // parts
@@ -104,11 +111,6 @@ def _parted(inputs: dict, parts: int) -> Iterator[dict]:
 
     for start in range(0, size * parts, size):
         yield {name: cut(x, slice(start, start + size)) for name, x in inputs.items()}
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on the device, without waiting for it."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def skip_if_not_finite(accelerator: Accelerator, optimiser: AcceleratedOptimizer, norm: Tensor) -> Tensor:
@@ -132,9 +134,15 @@ def learning_rate(step: int, base: float, warmup: int, schedule: str, last: int)
 
 
 class Meter:
-    """Sums of what is logged, kept on the device: reading them, once per --log-every, is the only synchronisation."""
+    """Sums of what is logged, kept on the device: reading them, once per --log-every, is the only synchronisation.
 
-    def __init__(self, device: torch.device):
+    Args:
+        images, flops: frames, and operations of the model without recomputing, in a step of one process.
+        peaks: FLOP/s of its device by what they are called, of which the log tells the share that is used (MFU).
+    """
+
+    def __init__(self, device: torch.device, images: int = 0, flops: float = 0, peaks: dict[str, float] | None = None):
+        self.images, self.flops, self.peaks = images, flops, peaks or {}
         self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # steps, loss, video, audio, gradient norm
         self.bins = torch.zeros(2, 2, BINS, dtype=torch.float64, device=device)  # of video and audio: frames, error
         self.skipped = torch.zeros(2, dtype=torch.float64, device=device)  # steps in all, and in a row until now
@@ -151,22 +159,35 @@ class Meter:
             frames = torch.stack([torch.ones_like(error), error]).flatten(1).double()
             bins.index_add_(1, (t * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))
 
-    def read(self, accelerator: Accelerator, seconds: float, images_per_step: int) -> dict:
-        """Means over all processes since the last reading; the sums start again."""
+    def read(
+        self, accelerator: Accelerator, seconds: float, last: FlowLoss | None = None, of_average: Tensor | None = None
+    ) -> dict:
+        """Means over all processes since the last reading; the sums start again.
+
+        Args:
+            last, of_average: loss of the last batch, by the weights before its step and by their average.
+        """
         steps, *means = accelerator.reduce(self.sums).tolist()
         loss, video, audio, norm = (x / steps if steps else None for x in means)
         video_at, audio_at = ([e / n if n else None for n, e in zip(*bins)] for bins in
                               accelerator.reduce(self.bins).tolist())  # fmt: skip
         skipped, in_a_row = self.skipped.tolist()
+        own = None if last is None else accelerator.reduce(last.total, "mean")
+        pair = {"batch_loss": own, "batch_loss_ema": of_average}
         record = {
             "loss": loss,
             "loss_video": video,
             "loss_audio": audio,
+            **{name: x.item() if x.isfinite() else None for name, x in pair.items() if x is not None},
             "grad_norm": norm,
             "video_at": video_at,
             "audio_at": audio_at,
-            "images_per_s": images_per_step * steps / seconds,
+            "images_per_s": self.images * steps / seconds,
             "data_wait": self.waited / seconds,
+            **{
+                f"mfu_of_{name}": self.flops * steps / seconds / peak / accelerator.num_processes
+                for name, peak in self.peaks.items()
+            },
             "skipped_steps": int(skipped),
             "skipped_in_a_row": int(in_a_row),
         }

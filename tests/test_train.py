@@ -16,6 +16,7 @@ import diffusers
 import pytest
 import torch
 from accelerate import Accelerator
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 import cli
@@ -117,7 +118,16 @@ def test_log_has_every_step_with_both_modalities_and_time_bins(finished):
         assert record["loss"] == pytest.approx(record["loss_video"] + record["loss_audio"])
         assert len(record["video_at"]) == len(record["audio_at"]) == 10
         assert record["images_per_s"] > 0 and 0 <= record["data_wait"] <= 1 and record["skipped_steps"] == 0
+        assert 0 < record["mfu_of_matmul"] < 1.5 and "mfu_of_data_sheet" not in record
     assert list((finished[0] / "tensorboard").rglob("events.*"))
+
+
+def test_log_has_the_loss_of_each_batch_by_the_weights_and_by_their_average(finished):
+    """The average is the weights themselves until the first step, and lags behind them afterwards."""
+    first, *later = log_of(finished[0])
+    assert first["batch_loss_ema"] == pytest.approx(first["batch_loss"], rel=1e-5)
+    assert all(record["batch_loss"] == pytest.approx(record["loss"], rel=1e-6) for record in (first, *later))
+    assert later[-1]["batch_loss_ema"] != pytest.approx(later[-1]["batch_loss"], rel=1e-5)
 
 
 def test_previews_are_clips_of_the_length_asked_for_with_a_contact_sheet(finished):
@@ -335,7 +345,39 @@ def test_dry_run_says_what_a_run_would_take_and_leaves_nothing(balls, tmp_path, 
     said = capsys.readouterr().out
     assert "42 clips, 7.0 steps per epoch of 6 clips on each of 1 process" in said
     assert "1000 steps would take" in said and "s per step, peak memory" in said
+    assert "planned for a GPU in fp32: 0.0" in said and "activations 0.0" in said
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Calls that the hub would get."""
+    calls = []
+    for name in ("whoami", "create_repo", "upload_folder"):
+        monkeypatch.setattr(HfApi, name, lambda self, *args, name=name, **how: calls.append((name, args, how)))
+    return calls
+
+
+def test_export_goes_to_the_hub_after_the_last_step(balls, tmp_path, hub):
+    train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size=6", "--max-steps=1", "--push-to-hub=me/balls"))
+    (login, *_), create, (upload, _, what) = hub
+    assert login == "whoami" and create[:2] == ("create_repo", ("me/balls",)) and upload == "upload_folder"
+    assert what == {"repo_id": "me/balls", "folder_path": tmp_path / "export", "path_in_repo": ""}
+
+
+def test_hub_that_fails_after_training_costs_an_upload_and_nothing_else(balls, tmp_path, hub, monkeypatch, caplog):
+    monkeypatch.setattr(HfApi, "upload_folder", lambda self, **how: (_ for _ in ()).throw(OSError("no route")))
+    train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size=6", "--max-steps=1", "--push-to-hub=me/balls"))
+    assert "export was not uploaded (no route); try `hf upload me/balls" in caplog.text
+    assert AVPipeline.from_pretrained(tmp_path / "export").spec.step == 1
+
+
+def test_hub_without_login_is_refused_before_training(balls, tmp_path, capsys):
+    line = complaint(capsys, argv(balls, tmp_path, "--push-to-hub=me/balls"))
+    assert "cannot log in to upload to me/balls" in line and "hf auth login" in line
 
 
 # -------------------------------------------------------------------------------------------------------- fine-tuning
@@ -406,7 +448,8 @@ def test_step_whose_loss_is_not_finite_is_skipped_and_counted(balls, tmp_path, m
 
     def sometimes(*args, **how):
         loss = flow_loss(*args, **how)
-        return loss._replace(total=loss.total * math.nan) if next(step) == 2 else loss
+        training = torch.is_grad_enabled()  # and not the loss of the averaged weights, for the log
+        return loss._replace(total=loss.total * math.nan) if training and next(step) == 2 else loss
 
     monkeypatch.setattr(pipeline.training, "flow_loss", sometimes)
     train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size", 2, "--max-steps", 4, "--ckpt-every", 1,

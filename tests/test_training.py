@@ -188,11 +188,11 @@ def steps(count, B=3, seed=0):
         yield loss, (times.double(), times.double()), torch.rand((), generator=rng)
 
 
-def test_meter_gives_plain_means_of_all_steps():
-    meter, rows = Meter(torch.device("cpu")), list(steps(5))
+def test_meter_gives_plain_means_of_all_steps_and_shares_of_the_peaks():
+    meter, rows = Meter(torch.device("cpu"), images=12, flops=8e9, peaks={"matmul": 5e10}), list(steps(5))
     for row in rows:
         meter.add(*row)
-    record = meter.read(Accelerator(cpu=True), seconds=2.0, images_per_step=12)
+    record = meter.read(Accelerator(cpu=True), seconds=2.0)
     for name, values in {
         "loss": [loss.total for loss, _, _ in rows],
         "loss_video": [loss.video for loss, _, _ in rows],
@@ -201,13 +201,14 @@ def test_meter_gives_plain_means_of_all_steps():
     }.items():
         assert record[name] == pytest.approx(torch.stack(values).double().mean().item(), rel=1e-6)
     assert record["images_per_s"] == 5 * 12 / 2 and record["skipped_steps"] == 0
+    assert record["mfu_of_matmul"] == pytest.approx(5 * 8 / 2 / 50) and "batch_loss" not in record
 
 
 def test_meter_sorts_frames_into_bins_of_their_flow_time():
     meter, rows = Meter(torch.device("cpu")), list(steps(5))
     for row in rows:
         meter.add(*row)
-    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    record = meter.read(Accelerator(cpu=True), 1.0)
     times = torch.cat([t.flatten() for _, (t, _), _ in rows])
     for key, errors in (("video_at", [x.error_v for x, _, _ in rows]), ("audio_at", [x.error_a for x, _, _ in rows])):
         errors = torch.cat([e.flatten() for e in errors]).double()
@@ -222,7 +223,7 @@ def test_meter_takes_each_modality_at_its_own_time():
     error_v, error_a = torch.tensor([[2.0]]), torch.tensor([[3.0]])
     times = torch.tensor([[0.05]]), torch.tensor([[0.55]])
     meter.add(FlowLoss(torch.tensor(5.0), error_v[0, 0], error_a[0, 0], error_v, error_a), times, torch.tensor(1.0))
-    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    record = meter.read(Accelerator(cpu=True), 1.0)
     assert record["video_at"] == [2.0] + [None] * 9 and record["audio_at"] == [None] * 5 + [3.0] + [None] * 4
 
 
@@ -232,7 +233,7 @@ def test_frame_that_is_clean_counts_in_the_last_bin_and_empty_bins_are_none():
     loss = FlowLoss(error.mean(), error.mean(), error.mean(), error, error)
     times = torch.tensor([[1.0, 0.0]])
     meter.add(loss, (times, times), torch.tensor(1.0))
-    assert meter.read(Accelerator(cpu=True), 1.0, 1)["video_at"] == [3.0] + [None] * (BINS - 2) + [3.0]
+    assert meter.read(Accelerator(cpu=True), 1.0)["video_at"] == [3.0] + [None] * (BINS - 2) + [3.0]
 
 
 def test_step_that_is_not_finite_is_counted_and_leaves_the_means_alone():
@@ -240,12 +241,12 @@ def test_step_that_is_not_finite_is_counted_and_leaves_the_means_alone():
     bad = FlowLoss(*(x * math.nan for x in rows[0][0]))
     for row in (rows[0], (bad, rows[0][1], torch.tensor(math.inf)), rows[1]):
         meter.add(*row)
-    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    record = meter.read(Accelerator(cpu=True), 1.0)
     assert record["loss"] == pytest.approx((rows[0][0].total + rows[1][0].total).item() / 2, rel=1e-6)
     assert (record["skipped_steps"], record["skipped_in_a_row"]) == (1, 0)
     for _ in range(4):
         meter.add(bad, rows[0][1], torch.tensor(math.nan))
-    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    record = meter.read(Accelerator(cpu=True), 1.0)
     assert record["loss"] is None and (record["skipped_steps"], record["skipped_in_a_row"]) == (5, 4)
 
 
@@ -253,9 +254,9 @@ def test_reading_starts_the_sums_again():
     meter, (one, two) = Meter(torch.device("cpu")), list(steps(2))
     meter.waited = 0.5
     meter.add(*one)
-    assert meter.read(Accelerator(cpu=True), 1.0, 1)["data_wait"] == 0.5
+    assert meter.read(Accelerator(cpu=True), 1.0)["data_wait"] == 0.5
     meter.add(*two)
-    record = meter.read(Accelerator(cpu=True), 1.0, 1)
+    record = meter.read(Accelerator(cpu=True), 1.0)
     assert record["loss"] == pytest.approx(two[0].total.item(), rel=1e-6) and record["data_wait"] == 0
 
 

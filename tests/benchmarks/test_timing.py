@@ -9,6 +9,7 @@ import torch
 from benchmarks import subjects, timing
 from models import FLAV
 from models.costs import forward_flops
+from pipeline.ceiling import data_sheet_flops, matmul_ceiling
 
 CPU = torch.device("cpu")
 
@@ -55,9 +56,8 @@ def test_share_is_operations_over_what_the_machine_could_have_done():
     assert timing.share(3e9, 2.0, 6e9)["share_of_ceiling"] == pytest.approx(0.25)
 
 
-def test_ceiling_is_above_what_any_model_reaches_and_below_the_impossible(monkeypatch):
-    monkeypatch.setattr(timing, "CEILING_SECONDS", 0.1)
-    assert 1e8 < timing.matmul_ceiling(CPU, torch.float32) < 1e13
+def test_ceiling_is_above_what_any_model_reaches_and_below_the_impossible():
+    assert 1e8 < matmul_ceiling(CPU, torch.float32, seconds=0.1) < 1e13
 
 
 def test_operations_of_what_is_timed_are_those_that_torch_counts():
@@ -77,5 +77,5 @@ def test_table_names_both_sides_and_leaves_empty_what_a_row_lacks():
 
 
 def test_data_sheet_is_that_of_the_gpu_in_bfloat16():
-    assert timing.data_sheet_flops("NVIDIA H200", "bfloat16") == 989e12
-    assert timing.data_sheet_flops("NVIDIA H200", "float32") is None is timing.data_sheet_flops("cpu", "bfloat16")
+    assert data_sheet_flops("NVIDIA H200", torch.bfloat16) == 989e12
+    assert data_sheet_flops("NVIDIA H200", torch.float32) is None is data_sheet_flops("cpu", torch.bfloat16)
