@@ -1,6 +1,9 @@
 """Bouncing balls with a ping at each bounce: clips whose sound and picture belong together, and detectors for both.
 
     python -m data.synthetic ROOT --train 256 --test 96 --seed 0
+    python -m data.synthetic ROOT --motion balloon
+
+A balloon, to fine-tune on, is a ball that falls upwards: it pings at the top, where a bouncing ball is silent.
 
 The detectors know this scene and nothing else; their thresholds are fixed on real clips, then used on generated ones.
 Times of events are in frames from the start of the clip: frame k shows the time k + 0.5.
@@ -26,6 +29,7 @@ FPS = 10
 SIZE = 64  # px, height and width
 EMPTY = np.where(np.arange(SIZE) < 60, 24, 70)[:, None, None]  # (64,1,1) grey levels: background, floor from row 60
 RADIUS, COLUMN, LOWEST_ROW = 8, 32, 52  # px; at row 52 the ball touches the floor
+FALLS_UP = {"bounce": False, "balloon": True}  # by motion
 PEAK, ATTACK, DECAY, FADE, END = 0.95, 0.002, 0.06, 0.3, 0.4  # of a ping: amplitude, then seconds
 TEST_START = 2**32  # index of the first test clip: training sets of any size hold other clips
 
@@ -55,14 +59,24 @@ class BallClip:
     label: int  # position in BALLS
     period: float  # frames
     phase: float  # in [0, 1), of the bounce at time 0
+    motion: str = "bounce"  # a key of FALLS_UP; a balloon's bounces are off a ceiling
 
     @property
     def ball(self) -> Ball:
         return BALLS[self.label]
 
     def phase_at(self, time: NDArray) -> NDArray:
-        """Phase in [0, 1) at `time` (frames): 0 at a bounce, 0.5 at the top."""
+        """Phase in [0, 1) at `time` (frames): 0 at a bounce, 0.5 halfway to the next."""
         return (time / self.period + self.phase) % 1
+
+    def height_at(self, time: NDArray) -> NDArray:
+        """Height above the floor in px at `time` (frames). A balloon's ceiling is as high as its ball would bounce.
+
+        So both are shown by the same pictures in another order, which a model tuned in a few of its weights can draw.
+        """
+        s, top = self.phase_at(time), _top(self.period)
+        away = 4 * top * s * (1 - s)  # from where it bounces
+        return top - away if FALLS_UP[self.motion] else away
 
     def bounce_times(self, frames: int) -> NDArray:
         """The exact bounces of the clip's first `frames` frames, in frames, rising, in [0, frames)."""
@@ -70,19 +84,18 @@ class BallClip:
         return (j - self.phase) * self.period
 
 
-def draw_clip(seed: int, index: int) -> BallClip:
+def draw_clip(seed: int, index: int, motion: str = "bounce") -> BallClip:
     """Clip `index` of the endless data set `seed`: a pure function of both (any integers), classes in turn."""
     rng = np.random.Generator(np.random.Philox(key=[seed % 2**64, index % 2**64]))
     label = index % len(BALLS)
-    return BallClip(label, period=BALLS[label].period * rng.uniform(0.97, 1.03), phase=rng.uniform())
+    return BallClip(label, period=BALLS[label].period * rng.uniform(0.97, 1.03), phase=rng.uniform(), motion=motion)
 
 
 def render(clip: BallClip, frames: int) -> Tensor:
     """Draw the first `frames` frames: uint8 (T,64,64,3), a ball with an antialiased edge under constant gravity."""
     import torch
 
-    s = clip.phase_at(np.arange(frames) + 0.5)  # (T,)
-    row = LOWEST_ROW - 4 * _top(clip.period) * s * (1 - s)
+    row = LOWEST_ROW - clip.height_at(np.arange(frames) + 0.5)  # (T,)
     y, x = np.ogrid[:SIZE, :SIZE]
     distance = np.hypot(y - row[:, None, None], x - COLUMN)  # (T,64,64)
     cover = np.clip(RADIUS + 0.5 - distance, 0, 1)[..., None]
@@ -104,22 +117,25 @@ def sound(clip: BallClip, frames: int, sample_rate: int = 16000) -> Tensor:
     return torch.from_numpy((gain * _ping(since, clip.ball.pitch)).astype(np.float32))
 
 
-def write_dataset(root: Path, train: int = 256, test: int = 96, frames: int = 32, seed: int = 0) -> None:
+def write_dataset(
+    root: Path, train: int = 256, test: int = 96, frames: int = 32, seed: int = 0, motion: str = "bounce"
+) -> None:
     """Write ROOT/{train,test}/{blue,green,red}/ball_00000.mp4 ...; clips that are there already are left as they are.
 
     Args:
         train, test: number of clips; test clips are others than training clips, whatever the numbers.
         frames: length of each clip, 10 a second.
         seed: of the clips; it is kept in ROOT/synthetic.json, so that one folder never mixes two data sets.
+        motion: of all clips, a key of FALLS_UP; kept likewise. The class names say nothing of it.
     Raises:
-        ValueError: ROOT holds clips of another seed or length, or clips would have no frame.
+        ValueError: ROOT holds clips of another seed, length or motion, or clips would have no frame.
     """
     if frames < 1:
         raise ValueError(f"clips of {frames} frames cannot be written; give at least 1")
-    _claim(Path(root), {"seed": seed, "frames": frames})
+    _claim(Path(root), {"seed": seed, "frames": frames, "motion": motion})
     for split, start, count in (("train", 0, train), ("test", TEST_START, test)):
         for i in range(count):
-            _write(draw_clip(seed, start + i), frames, Path(root) / split, f"ball_{i:05d}.mp4")
+            _write(draw_clip(seed, start + i, motion), frames, Path(root) / split, f"ball_{i:05d}.mp4")
 
 
 def ball_height(frames: ArrayLike) -> NDArray:
@@ -144,16 +160,18 @@ def ball_class(frames: ArrayLike) -> NDArray:
     return np.where(light.any(-1), of_channel[light.argmax(-1)], -1)
 
 
-def detect_bounces(frames: ArrayLike) -> NDArray:
+def detect_bounces(frames: ArrayLike, motion: str = "bounce") -> NDArray:
     """Times (frames, rising) at which the ball of uint8 frames (T,64,64,3) turns from falling to rising.
 
-    Each is the middle k + 0.5 of the frame where it is lowest, so at most half a frame off. The first and the last
-    frame cannot be told to be lowest and hold no event.
+    A balloon turns from rising to falling. Each time is the middle k + 0.5 of the frame where the ball is lowest (a
+    balloon: highest), so at most half a frame off. The first and the last frame cannot be told to be that and hold no
+    event.
     """
     from scipy.signal import find_peaks
 
-    lowest, _ = find_peaks(-ball_height(frames), prominence=5, distance=3)  # px, frames
-    return lowest + 0.5
+    height = ball_height(frames)
+    turns, _ = find_peaks(height if FALLS_UP[motion] else -height, prominence=5, distance=3)  # px, frames
+    return turns + 0.5
 
 
 def calibrate(waves: Iterable[ArrayLike], sample_rate: int = 16000) -> float:
@@ -231,7 +249,7 @@ def _claim(root: Path, facts: dict) -> None:
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
         part.write_text(json.dumps(facts))
         part.replace(path)
-    elif (found := json.loads(path.read_text())) != facts:
+    elif (found := {"motion": "bounce", **json.loads(path.read_text())}) != facts:  # older folders do not say it
         raise ValueError(f"{root} holds clips of {found}, not {facts}; choose another folder or remove this one")
 
 
@@ -257,6 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--test", type=int, default=96, help="number of test clips")
     p.add_argument("--frames", type=int, default=32, help="length of each clip in frames, 10 a second")
     p.add_argument("--seed", type=int, default=0, help="seed of the clips")
+    p.add_argument("--motion", choices=FALLS_UP, default="bounce", help="a balloon falls up, and pings at the top")
     args = p.parse_args(argv)
     try:
         write_dataset(**vars(args))

@@ -1,7 +1,10 @@
 """The bouncing ball: picture and sound follow the formula, and the detectors find their events in real mp4 files."""
 
+import hashlib
+import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,10 +35,15 @@ def clips():
     return [draw_clip(0, TEST_START + i) for i in range(24)]
 
 
-def score(frames, waves, tolerance=1.0):
+@pytest.fixture(scope="module")
+def balloons():
+    return [draw_clip(0, TEST_START + i, "balloon") for i in range(24)]
+
+
+def score(frames, waves, tolerance=1.0, motion="bounce"):
     """(F1, F1 of shuffled pairs) of clips of 32 frames, with the ping threshold fixed on the same clips."""
     height = calibrate(waves)
-    seen, heard = [detect_bounces(f) for f in frames], [detect_pings(w, RATE, 10, height) for w in waves]
+    seen, heard = [detect_bounces(f, motion) for f in frames], [detect_pings(w, RATE, 10, height) for w in waves]
     counts = [event_counts(v, a, 32, tolerance) for v, a in zip(seen, heard)]
     return f1(counts), shuffled_f1(seen, heard, 32, tolerance)
 
@@ -93,7 +101,9 @@ def test_clip_depends_on_seed_and_index_only():
 
 def test_drawn_clips_keep_their_golden_values():
     clip = draw_clip(seed=7, index=4)
-    assert (clip.label, clip.period, clip.phase) == (1, 9.027967317653088, 0.0208967681298744)
+    assert (clip.label, clip.period, clip.phase, clip.motion) == (1, 9.027967317653088, 0.0208967681298744, "bounce")
+    pictures = hashlib.sha256(render(clip, 32).numpy().tobytes()).hexdigest()
+    assert pictures == "da827f9b562e322017843a6dae97dd7a47e4f60bdc9f1882db6a735eb068c86e"
 
 
 def test_label_is_the_position_among_sorted_class_names():
@@ -157,6 +167,28 @@ def test_real_clips_in_memory_are_in_step_and_shuffled_ones_are_not(clips):
     assert real >= 0.98 and chance <= 0.45
 
 
+def test_balloon_is_its_bouncing_twin_upside_down_with_the_same_sound(clips, balloons):
+    for ball, balloon in zip(clips[:6], balloons):
+        mirrored = 40 * (ball.period / 12) ** 2 - ball_height(render(ball, 32))  # both move between floor and top
+        np.testing.assert_allclose(ball_height(render(balloon, 32)), mirrored, atol=0.1)
+        torch.testing.assert_close(sound(balloon, 32), sound(ball, 32), rtol=0, atol=0)
+        assert balloon.bounce_times(32).tolist() == ball.bounce_times(32).tolist()
+
+
+def test_balloon_is_highest_in_the_frame_whose_middle_is_its_bounce(balloons):
+    for clip in balloons[:6]:
+        striking = replace(clip, phase=-3.5 / clip.period % 1)
+        assert striking.bounce_times(5) == pytest.approx([3.5])
+        heights = ball_height(render(striking, 7))
+        assert heights.argmax() == 3 and heights[:3] == pytest.approx(heights[:3:-1], abs=0.05)  # the same both ways
+
+
+def test_detector_of_one_motion_finds_the_other_out_of_step(clips, balloons):
+    for drawn, motion in ((clips, "balloon"), (balloons, "bounce")):
+        wrong, _ = score([render(c, 32) for c in drawn], [sound(c, 32) for c in drawn], motion=motion)
+        assert wrong <= 0.1
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("ball")
@@ -174,6 +206,21 @@ def test_real_mp4_files_are_in_step_and_shuffled_ones_are_not(dataset, clips):
     assert all((ball_class(f) == clip.label).all() for f, clip in zip(frames, clips))
 
 
+def test_real_mp4_files_of_balloons_are_in_step_and_shuffled_ones_are_not(tmp_path, balloons):
+    from data.av import read_audio, read_frames
+
+    main([str(tmp_path), "--train", "0", "--test", "24", "--motion", "balloon"])
+    paths = [tmp_path / "test" / clip.ball.name / f"ball_{i:05d}.mp4" for i, clip in enumerate(balloons)]
+    frames, waves = [read_frames(path, 0, 32, 10) for path in paths], [read_audio(path, 0, 51200) for path in paths]
+    real, chance = score(frames, waves, motion="balloon")
+    assert real >= 0.98 and chance <= 0.45
+    errors = []
+    for film, clip in zip(frames, balloons):
+        true, turns = clip.bounce_times(32), detect_bounces(film, "balloon")
+        errors += [turns[j] - true[i] for i, j in match_events(true, turns)]
+    assert np.abs(errors).max() <= 0.5 and abs(np.mean(errors)) < 0.15  # frames
+
+
 def test_dataset_has_one_folder_per_class_and_split(dataset):
     found = sorted(str(path.relative_to(dataset)) for path in (dataset / "train").rglob("*.mp4"))
     assert found == ["train/blue/ball_00000.mp4", "train/green/ball_00001.mp4", "train/red/ball_00002.mp4"]
@@ -187,10 +234,19 @@ def test_second_call_leaves_what_is_there_and_adds_what_is_missing(dataset):
     assert kept.stat().st_mtime_ns == before and missing.is_file()
 
 
-def test_folder_of_another_seed_is_refused_with_one_sentence(dataset, capsys):
+@pytest.mark.parametrize("other", [("--seed", "1"), ("--motion", "balloon")])
+def test_folder_of_another_seed_or_motion_is_refused_with_one_sentence(dataset, capsys, other):
     with pytest.raises(SystemExit) as stop:
-        main([str(dataset), "--seed", "1"])
+        main([str(dataset), *other])
     assert stop.value.code == 2 and "choose another folder" in capsys.readouterr().err
+
+
+def test_folder_that_says_nothing_of_motion_is_one_of_bouncing_balls(dataset):
+    facts = dataset / "synthetic.json"
+    facts.write_text(json.dumps({"seed": 0, "frames": 32}))
+    write_dataset(dataset, train=3, test=24)
+    with pytest.raises(ValueError, match="choose another folder"):
+        write_dataset(dataset, train=3, test=24, motion="balloon")
 
 
 def test_help_does_not_import_torch():

@@ -1,0 +1,186 @@
+"""Does a LoRA adapter teach the demo's model a new motion? Event F1 before and after, and the adapter's size.
+
+    python benchmarks/lora.py --model-ckpt runs/demo/export --out benchmarks/results/lora_demo.json
+
+The model knows balls that bounce with a ping at the floor; the adapter is trained on balloons, which ping at the
+ceiling, of the same three classes: an adapter fits no base with other classes. F1 pairs pings with turns at the ceiling
+("balloon") or at the floor ("bounce") in clips that sample.py wrote as mp4: of the base, of base + adapter, of the base
+again afterwards, and of a model tuned in all its weights. "shuffled" pairs pictures with the sounds of other clips.
+"""
+
+import hashlib
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cli
+
+ROOT = Path(__file__).parents[1]
+FRAMES, RATE = 32, 16000
+BATCH = 24  # clips sampled together
+TUNING = """--model FLAV-tiny --image-size 64 --codec patch-pca --n-mels 64 --predict-frames 8 --batch-size 8
+    --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine --ema-decay 0.99 --cache-latents
+    --log-every 100 --sample-every 0"""
+
+
+def main(argv=None) -> None:
+    p = cli.Parser(__doc__.splitlines()[0])
+    p.add_argument("--model-ckpt", type=Path, required=True, help="export/ of the demo, or one trained as it is")
+    p.add_argument("--ranks", type=cli.positive, nargs="+", default=[8], help="of the adapters, one training each")
+    p.add_argument("--lr", type=float, default=1e-2, help="learning rate of the adapters")
+    p.add_argument("--full-lr", type=float, default=3e-3, help="learning rate of full fine-tuning, as in the demo")
+    p.add_argument("--steps", type=cli.positive, default=1000, help="of every training")
+    p.add_argument("--train", type=cli.positive, default=128, help="videos of balloons to learn from")
+    p.add_argument("--clips", type=cli.positive, default=48, help="generated for each F1, and real ones")
+    p.add_argument("--cfg-scale", type=float, default=2.0, help="classifier-free guidance, as in the demo")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of training and sampling; the videos stay the same")
+    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/lora_demo.json", help="JSON file")
+    args = p.parse_args(argv)
+    args.model_ckpt = args.model_ckpt.resolve()
+    if not (args.model_ckpt / "config.json").is_file():
+        p.error(f"{args.model_ckpt} has no config.json; give the folder that the demo exported")
+    with TemporaryDirectory() as work:
+        result = measure(args, Path(work))
+    facts = {key: value for key, value in vars(args).items() if key not in ("model_ckpt", "out")}
+    facts |= {"frames": FRAMES, "tuning": " ".join(TUNING.split())}
+    cli.write_json(args.out, {"machine": cli.machine(), **facts, **result})
+
+
+def measure(args, work: Path) -> dict:
+    """All figures, from before the trainings to after them."""
+    data, before = work / "balloons", digests(args.model_ckpt)
+    call("-m", "data.synthetic", data, "--train", args.train, "--test", args.clips, "--motion", "balloon")
+    real = look(data / "test")
+    result = {"real": {"balloon": score(real, real, "balloon")}, "codec_psnr": reconstruction(args.model_ckpt, real)}
+
+    def judged(films: Path, **model) -> dict:
+        sample(args, films, args.clips, **model)
+        return {motion: score(look(films), real, motion) for motion in ("balloon", "bounce")}
+
+    result["base"] = {"parameters": parameters(args.model_ckpt), **show("before", judged(work / "before"))}
+    result["lora"] = [lora(args, rank, data, work, judged) for rank in args.ranks]
+    removed = show("adapter removed", judged(work / "removed"))
+    result["adapter_removed"] = {**removed, "base_files_unchanged": digests(args.model_ckpt) == before}
+    cost = train(args, data, work / "full", args.full_lr)
+    full = show("full", judged(work / "full_films", model_ckpt=work / "full/export"))
+    weights = (work / "full/export/model.safetensors").stat().st_size
+    return {**result, "full": {"weights_bytes": weights, **cost, **full}}
+
+
+def lora(args, rank: int, data: Path, work: Path, judged) -> dict:
+    """Train an adapter and judge base + adapter; whether the training's export makes the same films, byte for byte."""
+    run, films, exported = (work / f"{name}_{rank}" for name in ("rank", "films", "exported"))
+    cost = train(args, data, run, args.lr, "--lora-rank", rank)
+    figures = show(f"rank {rank}", judged(films, adapter=run / "adapter"))
+    sample(args, exported, min(args.clips, BATCH), model_ckpt=run / "export")
+    same = all(path.read_bytes() == (films / path.name).read_bytes() for path in exported.glob("sample_*"))
+    return {"rank": rank, **size(run / "adapter"), **cost, **figures, "export_makes_the_same_films": same}
+
+
+def size(adapter: Path) -> dict:
+    """Parameters of an adapter, and bytes of its weights and of its whole folder."""
+    from safetensors.torch import load_file
+
+    weights = adapter / "adapter_model.safetensors"
+    return {
+        "parameters": sum(x.numel() for x in load_file(weights).values()),
+        "weights_bytes": weights.stat().st_size,
+        "folder_bytes": sum(path.stat().st_size for path in adapter.iterdir()),
+    }
+
+
+def parameters(checkpoint: Path) -> int:
+    from safetensors.torch import load_file
+
+    return sum(x.numel() for x in load_file(checkpoint / "model.safetensors").values())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def train(args, data: Path, run: Path, lr: float, *more) -> dict:
+    """Fine-tune the base on a folder of videos: seconds by the clock, and of the CPU, which count no waiting."""
+    began, used = time.perf_counter(), cpu_seconds()
+    call("train.py", "--data-path", data, "--experiment-dir", run, "--init-from", args.model_ckpt, *TUNING.split(),
+         "--lr", lr, "--max-steps", args.steps, "--ckpt-every", args.steps, "--seed", args.seed, *more)  # fmt: skip
+    return {"lr": lr, "seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds() - used}
+
+
+def cpu_seconds() -> float:
+    """Of all processes that were run and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def sample(args, to: Path, count: int, model_ckpt: Path | None = None, adapter: Path | None = None) -> None:
+    """Films of all classes in turn, of the base where no other checkpoint is given."""
+    more = ["--adapter", adapter] if adapter else []
+    call("sample.py", "--model-ckpt", model_ckpt or args.model_ckpt, "--results-dir", to, "--num-videos", count,
+         "--video-length", FRAMES, "--batch-size", BATCH, "--cfg-scale", args.cfg_scale, "--seed", args.seed,
+         "--device", "cpu", *more)  # fmt: skip
+
+
+def call(*command) -> None:
+    """Run one of the project's commands as a user would.
+
+    Raises:
+        ValueError: it failed; its last line says why.
+    """
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def look(folder: Path) -> list[tuple]:
+    """(frames, wave) of each film in a folder."""
+    from data.av import read_audio, read_frames
+
+    films = sorted(folder.rglob("*.mp4"))
+    return [(read_frames(path, 0, FRAMES), read_audio(path, 0, FRAMES * RATE // 10)) for path in films]
+
+
+def score(films: list[tuple], real: list[tuple], motion: str) -> dict:
+    """F1 of turns seen, as of a motion, against pings heard, whose threshold is fixed on the real clips."""
+    from data.synthetic import FPS, calibrate, detect_bounces, detect_pings
+    from metrics.sync import bootstrap_f1, event_counts, f1, shuffled_f1
+
+    height = calibrate(wave for _, wave in real)
+    seen = [detect_bounces(frames, motion) for frames, _ in films]
+    heard = [detect_pings(wave, RATE, FPS, height) for _, wave in films]
+    counts = [event_counts(v, a, FRAMES) for v, a in zip(seen, heard)]
+    return {
+        "f1": f1(counts),
+        "interval": bootstrap_f1(counts),
+        "shuffled": shuffled_f1(seen, heard, FRAMES),
+        "seen": sum(c.v for c in counts),
+        "heard": sum(c.a for c in counts),
+    }
+
+
+def reconstruction(checkpoint: Path, films: list[tuple]) -> float:
+    """PSNR in dB of films through the base's frame codec, which was fitted to bouncing balls."""
+    import torch
+
+    from pipeline import AVCodec
+
+    codec = AVCodec.load(checkpoint).frames
+    x = torch.stack([frames for frames, _ in films]).movedim(-1, -3) / 127.5 - 1  # (N,T,3,H,W) in [-1,1]
+    error = (codec.decode(codec.encode(x)[0]) - x).square().mean()
+    return (10 * torch.log10(4 / error)).item()
+
+
+def show(what: str, figures: dict) -> dict:
+    print(json.dumps({what: figures}), flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    cli.run(main)
