@@ -1,7 +1,7 @@
 """Encode a folder of videos once: latents and mel in float16, which train.py reads instead of videos.
 
 `accelerate launch prepare.py` divides the files among processes. The same command goes on where it was interrupted,
-encodes what is new or changed, and writes nothing if there is no such file.
+encodes what is new, changed or damaged, and writes nothing if there is no such file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from pipeline import AVCodec
     from pipeline.prepare import Comparison, Prepared
 
-COMPARED, SHOWN = 16, 4  # files in the report, and of them on the contact sheet
+SHOWN = 4  # training files on the contact sheet
 
 
 def parse(argv=None):
@@ -38,7 +38,7 @@ def parse(argv=None):
     p.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
     p.add_argument("--n-mels", type=cli.positive, default=256, help="mel bins")
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
-    p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of files that the report compares")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of files on the contact sheet")
     args = p.parse_args(argv)
     if args.codec_source and Path(args.codec_source).is_dir():
         args.codec_source = str(Path(args.codec_source).resolve())  # the latents are read from anywhere
@@ -163,29 +163,37 @@ def finish(
     if index == before and not encoded:
         return f"{found}; all were prepared before, so nothing is written"
     cost |= {"files": files, "encoded": encoded, "skipped": skipped, "bytes": size}
-    quality = report(args, splits["train"], index, codec, cost)
+    quality = report(args, splits, results, index, cost)
+    show(args, splits["train"], index, codec)
     remove_strays(args.out, index)
     cli.write_json(args.out / INDEX, index)
     share = cost["cpu_seconds"] / cost["seconds"]
     return f"{found}; encoded {encoded} in {cost['seconds']:.1f} s, CPU {share:.0%}, PSNR {quality:.1f} dB"
 
 
-def report(args, train: ClipDataset, index: dict, codec: AVCodec, cost: dict) -> float:
-    """report.json and contact_sheet.png of some training files; returns their mean PSNR (dB)."""
+def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index: dict, cost: dict) -> float:
+    """report.json: cost, how well the latents give each data set back, what was skipped; returns its PSNR (dB)."""
+    from pipeline.prepare import summary
+
+    usable = {split: [r for r in results if r.split == split and not r.problem] for split in splits}
+    quality = {split: summary(files) for split, files in usable.items() if files}
+    skipped = [{"split": split, "path": e["path"], "reason": e["reason"]}
+               for split, found in index["splits"].items() for e in found["skipped"]]  # fmt: skip
+    record = {"arguments": vars(args), "machine": cli.machine(), **cost,
+              "cpu_share": cost["cpu_seconds"] / cost["seconds"], "psnr_db": quality["train"]["psnr_db"],
+              "mel_max_db": quality["train"]["mel_max_db"], "quality": quality, "skipped_files": skipped}  # fmt: skip
+    cli.write_json(args.out / "report.json", record)
+    return record["psnr_db"]
+
+
+def show(args, train: ClipDataset, index: dict, codec: AVCodec) -> None:
+    """contact_sheet.png of some training files."""
     from pipeline.prepare import compare
 
     usable = {e["path"] for e in index["splits"]["train"]["files"]}
     entries = [entry for entry in train.entries if entry.path in usable]
-    chosen = sorted(random.Random(args.seed).sample(range(len(entries)), min(COMPARED, len(entries))))
-    compared = [compare(train, entries[i], codec, args.out) for i in chosen]
-    rows = [{"path": c.path, "psnr_db": c.psnr, "mel_mean_db": c.mel_mean, "mel_max_db": c.mel_max} for c in compared]
-    quality = sum(c.psnr for c in compared) / len(compared)
-    share = cost["cpu_seconds"] / cost["seconds"]
-    record = {"arguments": vars(args), "machine": cli.machine(), **cost, "cpu_share": share, "psnr_db": quality,
-              "mel_max_db": max(c.mel_max for c in compared), "compared": rows}  # fmt: skip
-    sheet(compared[:: max(1, len(compared) // SHOWN)][:SHOWN], codec, args.out / "contact_sheet.png")
-    cli.write_json(args.out / "report.json", record)
-    return quality
+    chosen = sorted(random.Random(args.seed).sample(range(len(entries)), min(SHOWN, len(entries))))
+    sheet([compare(train, entries[i], codec, args.out) for i in chosen], codec, args.out / "contact_sheet.png")
 
 
 def sheet(compared: list[Comparison], codec: AVCodec, path: Path) -> None:

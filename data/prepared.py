@@ -1,25 +1,33 @@
 """Videos that prepare.py encoded once: a safetensors file each, and an index. Clips are read as slices of them.
 
-ROOT/prepared.json, ROOT/SPLIT/[class/]NAME.EXT.safetensors with float16 `mean`, `std` (F,C,h,w) and `mel` (F,S,M).
+ROOT/prepared.json, ROOT/SPLIT/[class/]NAME.EXT.safetensors with float16 `mean`, `std` (F,C,h,w) and `mel` (F,S,M), and
+`crc` (F,): the CRC-32 of each frame. What is read is checked frame by frame, since whole files would cost a pass over
+all data before training, and a clip of 10 frames costs 0.03 ms.
 """
 
 import json
 import math
 import os
+import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.clips import ClipDataset
+from data.clips import MOST_FRAMES, ClipDataset
 
 INDEX = "prepared.json"
-VERSION = 1  # of the index and the files
+VERSION = 2  # of the index and the files
 OPEN_FILES = 1024  # of a process at a time; they are mapped, so none keeps a file descriptor
+TENSORS = ("mean", "std", "mel")  # of a file, in the order of the CRC-32 of a frame
+CHECKED = 256  # frames of a file in memory at once while all of it is checked
 
 
 def is_prepared(path: str | Path) -> bool:
@@ -39,11 +47,35 @@ def load_prepared(root: str | Path) -> dict:
     try:
         index = json.loads(path.read_text())
         version = index["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and run prepare.py again") from None
+        sound = version != VERSION or _is_sound(index)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({shown(error)}); remove it and run prepare.py again") from None
     if version != VERSION:
+        version = shown(version)
         raise ValueError(f"{path} is of version {version}, not {VERSION}; prepare the videos anew in another folder")
+    if not sound:
+        raise ValueError(f"{path} is damaged (a value cannot be right); remove it and run prepare.py again")
     return index
+
+
+def _is_sound(index: dict) -> bool:
+    """Whether prepare.py could have written this index: types, ranges, and no path that leaves its folder."""
+    names, scale, splits = index["class_names"], index["audio_scale"], index["splits"].values()
+    known = type(names) is list and all(type(name) is str for name in names) and type(index["facts"]) is dict
+    scaled = type(scale) in (int, float) and 0 < scale < math.inf
+    files = [e for split in splits for e in split["files"]]
+    listed = all(_is_path(e["path"]) and type(e["sha256"]) is str for e in files) and all(
+        type(e["frames"]) is type(e["bytes"]) is int and 0 < e["frames"] < MOST_FRAMES for e in files
+    )
+    classed = not names or all(Path(e["path"]).parts[0] in names for e in files)
+    left_out = [(e["path"], e["reason"], e["sha256"]) for split in splits for e in split["skipped"]]
+    return known and scaled and listed and classed and all(type(x) is str for row in left_out for x in row)
+
+
+def _is_path(text: str) -> bool:
+    """Whether this names a file inside the folder that it is relative to."""
+    path = Path(text)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in text
 
 
 def latent_path(folder: Path, video: str) -> Path:
@@ -60,6 +92,67 @@ def read_metadata(path: Path) -> dict[str, str] | None:
         return None
 
 
+def is_whole(path: Path) -> bool:
+    """Whether each frame of a file is the one that was written; reads all of it."""
+    try:
+        file = LatentFile(path)
+        for start in range(0, file.frames, CHECKED):
+            file.read(start, min(CHECKED, file.frames - start))
+    except ValueError:
+        return False
+    return True
+
+
+class LatentFile:
+    """A mapped file of `LatentWriter`, of which nothing is read that is not as it was written.
+
+    Attributes:
+        frames: F. metadata: what was noted.
+    Raises:
+        ValueError: the file, or from `read` a frame of it, is missing or damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self.metadata = self._file.metadata() or {}
+            self._parts = [self._file.get_slice(name) for name in TENSORS]
+            self._crcs = self._file.get_tensor("crc").tolist()
+            dtypes = {part.get_dtype() for part in self._parts}
+            self.frames = self._parts[0].get_shape()[0]
+        except (OSError, SafetensorError, LookupError, TypeError) as error:
+            missing = isinstance(error, FileNotFoundError)
+            raise self._complaint("missing" if missing else f"damaged ({shown(error)})") from None
+        if dtypes != {"F16"} or self.metadata.get("crc") != _crc_of_notes(self.metadata, self._crcs):
+            raise self._complaint("damaged (its header is not the one that was written)")
+
+    def read(self, start: int, count: int) -> list[Tensor]:
+        """mean, std (count,C,h,w) and mel (count,S,M) from frame `start` on, in float16."""
+        cut = slice(start, start + count)
+        try:
+            tensors = [part[cut] for part in self._parts]
+        except SafetensorError as error:
+            raise self._complaint(f"damaged ({shown(error)})") from None
+        if _crcs_of_frames(tensors) != self._crcs[cut]:
+            raise self._complaint(f"damaged (in frames {start} to {start + count - 1})")
+        return tensors
+
+    def _complaint(self, what: str) -> ValueError:
+        return ValueError(f"{self.path} is {what}; run prepare.py again")
+
+
+def _crcs_of_frames(tensors: list[Tensor]) -> list[int]:
+    """CRC-32 of each frame over mean, std and mel (T, ...)."""
+    frames = zip(*(x.numpy() for x in tensors))
+    return [reduce(lambda crc, x: zlib.crc32(x, crc), parts, 0) for parts in frames]
+
+
+def _crc_of_notes(notes: dict[str, str], crcs: list[int]) -> str:
+    """CRC-32 of the metadata, but for itself, and of those of all frames."""
+    return f"{zlib.crc32(json.dumps([sorted({**notes, 'crc': ''}.items()), crcs]).encode()):08x}"
+
+
 class LatentWriter:
     """Writes the tensors of one file block by block, in constant memory; the file appears whole or not at all.
 
@@ -68,14 +161,23 @@ class LatentWriter:
     Args:
         path: of the file. frames: F, all that will be written.
         latent_shape: (C,h,w). mel_shape: (S,M). metadata: what else to note.
+        numbers: names of what else to note that is known at the end; fill the attribute of that name.
     """
 
-    def __init__(self, path: Path, frames: int, latent_shape: tuple, mel_shape: tuple, metadata: dict[str, str]):
+    def __init__(
+        self,
+        path: Path,
+        frames: int,
+        latent_shape: tuple,
+        mel_shape: tuple,
+        metadata: dict[str, str],
+        numbers: tuple[str, ...] = (),
+    ):
         self.path, self.part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
-        self.frames, self.metadata = frames, metadata
+        self.frames, self.metadata, self.numbers = frames, metadata, dict.fromkeys(numbers, 0.0)
         self.shapes = {"mean": latent_shape, "std": latent_shape, "mel": mel_shape}
         self.moments = {"mean": Moments(latent_shape[0]), "mel": Moments(1)}
-        self.written, self._at, end = 0, {}, 0
+        self.written, self._crcs, self._at, end = 0, [], {}, 4 * frames  # the CRCs lie first, where they are aligned
         for name, shape in self.shapes.items():
             self._at[name], end = end, end + 2 * frames * math.prod(shape)
         self._first = len(self._header())
@@ -90,23 +192,27 @@ class LatentWriter:
             name: {"dtype": "F16", "shape": [self.frames, *shape], "data_offsets": [self._at[name], ends[name]]}
             for name, shape in self.shapes.items()
         }
+        tensors["crc"] = {"dtype": "U32", "shape": [self.frames], "data_offsets": [0, 4 * self.frames]}
         noted = self.metadata | {f"moments_{name}": str(moments) for name, moments in self.moments.items()}
+        noted |= {name: fixed(x) for name, x in self.numbers.items()}
+        noted["crc"] = _crc_of_notes(noted, self._crcs)
         text = json.dumps({"__metadata__": noted, **tensors}).encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 
     def write(self, **tensors: Tensor) -> None:
-        """Append the next frames of every tensor, (T, ...).
+        """Append the next frames of mean, std and mel, (T, ...).
 
         Raises:
             OSError: the disk is full, or the like.
         """
-        for name, x in tensors.items():
-            x = x.to("cpu", torch.float16).contiguous()
+        halves = [tensors[name].to("cpu", torch.float16).contiguous() for name in TENSORS]
+        for name, x in zip(TENSORS, halves):
             if name in self.moments:
                 self.moments[name].add(x)
             self._put(self._first + self._at[name] + 2 * self.written * math.prod(self.shapes[name]), x.numpy())
-        self.written += len(x)
+        self._crcs += _crcs_of_frames(halves)
+        self.written += len(halves[0])
 
     def _put(self, at: int, data) -> None:
         try:
@@ -132,6 +238,7 @@ class LatentWriter:
             raise ValueError(f"{self.path} got {self.written} of {self.frames} frames; write all of them")
         if not all(moments.finite for moments in self.moments.values()):
             raise ValueError(f"{self.path} would hold numbers that float16 cannot; look at the weights of the codec")
+        self._put(self._first, np.array(self._crcs, np.uint32))
         self._put(0, self._header())
         self._file.close()
         os.replace(self.part, self.path)
@@ -160,12 +267,17 @@ class Moments:
         return bool(self.table.isfinite().all())
 
     def __str__(self) -> str:
-        return "".join(f"{x:25.16e}" for x in self.table.flatten().tolist())
+        return "".join(map(fixed, self.table.flatten().tolist()))
 
     @staticmethod
     def table_of(text: str) -> Tensor:
         """(4,C) of the text that `str` gave."""
         return torch.tensor([float(x) for x in text.split()], dtype=torch.float64).unflatten(0, (4, -1))
+
+
+def fixed(x: float) -> str:
+    """A number as 25 characters that give it back exactly."""
+    return f"{x:25.16e}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +304,7 @@ class PreparedDataset(ClipDataset):
         class_names, entries (usable files), skipped: [(path, reason)], as of ClipDataset.
     Raises:
         FileNotFoundError, ValueError: there is no sound index, or no file of this split is long enough; from an item,
-            its file is missing or not the one that the index means.
+            its file is missing, damaged or not the one that the index means.
     """
 
     def __init__(self, root: str | Path, split: str = "train", clip_frames: int = 10, audio_scale: float | None = None):
@@ -212,13 +324,12 @@ class PreparedDataset(ClipDataset):
         return {**self.__dict__, "_open_files": (0, OrderedDict())}
 
     def _read(self, entry: PreparedEntry, start: int, count: int) -> dict[str, Any]:
-        file, cut = self._open(entry), slice(start, start + count)
-        mean, std, mel = (file.get_slice(name)[cut].float() for name in ("mean", "std", "mel"))
+        mean, std, mel = (x.float() for x in self._open(entry).read(start, count))
         label = self.class_names.index(Path(entry.path).parts[0]) if self.class_names else -1
         path = str(self.folder / entry.path)
         return {"mean": mean, "std": std, "a": self.audio_scale * mel, "y": label, "path": path, "start": start}
 
-    def _open(self, entry: PreparedEntry):
+    def _open(self, entry: PreparedEntry) -> LatentFile:
         """The open file of an entry; of too many, the one not used for the longest time is closed."""
         if self._open_files[0] != os.getpid():  # a forked worker shares none with its parent
             self._open_files = (os.getpid(), OrderedDict())
@@ -238,14 +349,9 @@ def _entries(split: dict) -> list[PreparedEntry]:
     return usable + [PreparedEntry(e["path"], 0, e["reason"]) for e in split["skipped"]]
 
 
-def _open(path: Path, entry: PreparedEntry):
+def _open(path: Path, entry: PreparedEntry) -> LatentFile:
     """A mapped file, checked against the index."""
-    try:
-        file = safe_open(path, framework="pt")
-        found = file.metadata()["sha256"], [file.get_slice(name).get_shape()[0] for name in ("mean", "std", "mel")]
-    except (OSError, SafetensorError, LookupError, TypeError) as error:
-        reason = "missing" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
-        raise ValueError(f"{path} is {reason}; run prepare.py again") from None
-    if found != (entry.sha256, [entry.frames] * 3):
+    file = LatentFile(path)
+    if (file.metadata.get("sha256"), file.frames) != (entry.sha256, entry.frames):
         raise ValueError(f"{path} is not the file that {INDEX} means; run prepare.py again")
     return file

@@ -2,20 +2,20 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import log, log10
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from data.av import MediaError
 from data.clips import SPLITS, ClipDataset, Entry
 from data.frames import to_uint8
-from data.prepared import VERSION, LatentWriter, Moments, latent_path, read_metadata
+from data.prepared import VERSION, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
 from models.codec import FrameCodec
 from pipeline.avcodec import AVCodec
 from pipeline.encode import BLOCK, make_codec, picture_blocks, sound_blocks
@@ -24,6 +24,7 @@ from pipeline.storage import replaced_folder
 
 SAME = ("codec", "codec_source", "image_size", "resize", "channels", "n_mels", "fps")  # of all runs on a folder
 DB = 20 / log(10)  # dB of a natural logarithm of a magnitude
+WINDOW = 10  # frames in the middle of each video that are decoded for its PSNR: of all, it would double the work
 MEL_DB = DB * (log(200) - log(1e-5)) / 2  # dB of 1 in the normalised mel
 
 
@@ -38,6 +39,7 @@ class Prepared:
     problem: str = ""  # why there are no latents
     bytes: int = 0  # of the latents
     moments: tuple[str, str] = ("", "")  # of the latents and of the mel
+    quality: dict[str, float] = field(default_factory=dict)  # as `Quality.numbers`
     encoded: bool = False  # in this run
 
 
@@ -103,7 +105,7 @@ def known_problems(index: dict | None) -> dict[tuple[str, str], tuple[str, str]]
 
 
 def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, facts: dict, known: dict) -> Prepared:
-    """Encode one video, unless its latents are there already, or it is known that it cannot be.
+    """Encode one video, unless its latents are there already and whole, or it is known that it cannot be.
 
     Args:
         codec: with audio scale 1. out: the prepared folder. known: of `known_problems`.
@@ -115,7 +117,7 @@ def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, 
     noted = {"source": f"{video.split}/{video.path}", "sha256": video.sha256, "frames": str(video.frames),
              "peak": repr(entry.peak), "facts": hash_facts(facts)}  # fmt: skip
     path = latent_path(out / video.split, video.path)
-    there = (read_metadata(path) or {}).items() >= noted.items()
+    there = (read_metadata(path) or {}).items() >= noted.items() and is_whole(path)
     if not there:
         try:
             encode_file(dataset, entry, codec, path, noted)
@@ -123,7 +125,8 @@ def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, 
             return replace(video, problem=f"unreadable: {error}")
     found = read_metadata(path)
     moments = found["moments_mean"], found["moments_mel"]
-    return replace(video, bytes=path.stat().st_size, moments=moments, encoded=not there)
+    quality = {name: float(found[name]) for name in QUALITY}
+    return replace(video, bytes=path.stat().st_size, moments=moments, quality=quality, encoded=not there)
 
 
 def hash_facts(facts: dict) -> str:
@@ -139,10 +142,51 @@ def encode_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, path: Path, 
     """
     side, spec = codec.spec.image_size // codec.frames.factor, codec.spec
     shapes = (codec.frames.channels, side, side), (spec.mel_per_frame, spec.n_mels)
-    with LatentWriter(path, entry.frames, *shapes, metadata) as writer:
+    quality = Quality(codec, entry.frames)
+    with LatentWriter(path, entry.frames, *shapes, metadata, QUALITY) as writer:
         for frames, wave in zip(picture_blocks(dataset, entry), sound_blocks(dataset, entry)):
-            mean, std, a = codec.encode(frames[None].to(codec.device), wave[None].to(codec.device))
+            frames = frames[None].to(codec.device)
+            mean, std, a = codec.encode(frames, wave[None].to(codec.device))
             writer.write(mean=mean[0], std=std[0], mel=a[0])
+            quality.add(frames, mean, a)
+        writer.numbers = quality.numbers
+
+
+QUALITY = ("psnr_db", "mel_mean_db", "mel_max_db")
+
+
+class Quality:
+    """What the latents of one video give back, while it is encoded: PSNR of WINDOW frames, and the error of all mel.
+
+    Args:
+        frames: of the whole video; the window lies in the block in its middle.
+    """
+
+    def __init__(self, codec: AVCodec, frames: int):
+        self.codec, self.psnr, self.total, self.largest, self.count = codec, 0.0, 0.0, 0.0, 0
+        self.blocks_before = (math.ceil(frames / BLOCK) - 1) // 2
+
+    def add(self, frames: Tensor, mean: Tensor, a: Tensor) -> None:
+        """Take in the next block: frames (1,T,3,H,W), its latents (1,T,C,h,w) and mel (1,T,S,M)."""
+        if self.blocks_before == 0:
+            first = max(0, frames.shape[1] - WINDOW) // 2
+            window = slice(first, first + WINDOW)
+            self.psnr = psnr(self.codec.frames.decode(mean[:, window].half().float()), frames[:, window])
+        self.blocks_before -= 1
+        off = MEL_DB * (a.half().float() - a).abs()
+        self.total, self.count = self.total + off.double().sum().item(), self.count + off.numel()
+        self.largest = max(self.largest, off.max().item())
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Of QUALITY, in dB: PSNR; mean and largest error of the stored mel."""
+        return dict(zip(QUALITY, (self.psnr, self.total / self.count, self.largest)))
+
+
+def psnr(decoded: Tensor, frames: Tensor) -> float:
+    """Of frames in [-1,1], in dB; identical ones are at 126 dB."""
+    error = (decoded - frames.clamp(-1, 1)).square().mean().item()
+    return 10 * log10(4 / max(error, 1e-12))  # the range is 2
 
 
 # ------------------------------------------------------------------------------------------------------ the index
@@ -238,6 +282,24 @@ def remove_strays(out: Path, index: dict) -> None:
 # ------------------------------------------------------------------------------------------------------ the report
 
 
+def summary(results: list[Prepared]) -> dict:
+    """How well the latents of a data set give it back: means over its files, of which there is at least one."""
+    worst = min(results, key=lambda result: result.quality["psnr_db"])
+    return {
+        "files": len(results),
+        "psnr_db": _mean(results, "psnr_db"),
+        "psnr_least_db": worst.quality["psnr_db"],
+        "psnr_least_of": worst.path,
+        "mel_mean_db": _mean(results, "mel_mean_db"),
+        "mel_max_db": max(result.quality["mel_max_db"] for result in results),
+        "covered": f"PSNR: {WINDOW} frames from the middle of each file; mel: all frames of each file",
+    }
+
+
+def _mean(results: list[Prepared], name: str) -> float:
+    return math.fsum(result.quality[name] for result in results) / len(results)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The beginning of a video, and what its latents give back."""
@@ -247,24 +309,18 @@ class Comparison:
     decoded: Tensor  # uint8 (T,H,W,3)
     wave: Tensor  # (T * samples_per_frame,)
     a: Tensor  # (T,S,M), normalised, as stored
-    psnr: float  # dB
-    mel_mean: float  # dB of error, of the stored mel against the computed one
-    mel_max: float  # dB
+    psnr: float  # dB, of these frames
 
 
 def compare(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path) -> Comparison:
-    """The first BLOCK frames of a video against what is stored of them.
+    """The first BLOCK frames of a video beside what is stored of them.
 
     Args:
         codec: with audio scale 1.
     """
     frames, wave = next(picture_blocks(dataset, entry)), next(sound_blocks(dataset, entry))
-    with safe_open(latent_path(out / dataset.split, entry.path), framework="pt") as file:
-        mean, mel = (file.get_slice(name)[:BLOCK].float() for name in ("mean", "mel"))
+    mean, _, mel = (x.float() for x in LatentFile(latent_path(out / dataset.split, entry.path)).read(0, len(frames)))
     decoded = codec.frames.decode(mean[None].to(codec.device))[0].cpu()
-    error = (decoded - frames.clamp(-1, 1)).square().mean().item()
-    off = MEL_DB * (mel - codec.encode_sound(wave[None])[0]).abs()
     uint8 = (to_uint8(x).movedim(1, -1) for x in (frames, decoded))
     sound = wave[dataset.context : len(wave) - dataset.context]
-    psnr = 10 * log10(4 / max(error, 1e-12))  # the range is 2, and identical pictures are at 126 dB
-    return Comparison(entry.path, *uint8, sound, mel, psnr, off.mean().item(), off.max().item())
+    return Comparison(entry.path, *uint8, sound, mel, psnr(decoded, frames))

@@ -33,12 +33,13 @@ import sample
 import sample_long
 from data.av import MediaError, iter_frames, mux, probe, probe_audio, read_audio, write_clip
 from data.clips import ClipDataset, examine
+from data.prepared import INDEX, VERSION, LatentWriter, PreparedDataset
 from evaluation.study import tally, write_study
 from metrics import weights
 from models import FLAV
 from models.codec import PatchPCA
 from pipeline import AVCodec, AVPipeline, AVSpec, StreamState
-from vocoder import HiFiGAN, HiFiGANConfig
+from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = Path(__file__).parent / "fixtures" / "parity" / "data" / "item_30fps_stereo.mp4"
@@ -98,11 +99,30 @@ def checkpoint(path: Path) -> None:
     AVPipeline.from_pretrained(next(folder for folder in path.parents if folder.name == CHECKPOINT))
 
 
+def patch_pca(path: Path) -> None:
+    codec = PatchPCA.load(path.parent)
+    assert codec.decode(codec.encode(torch.zeros(1, 1, 3, 4 * codec.factor, 4 * codec.factor))[0]).shape[2] == 3
+
+
+def griffin_lim(path: Path) -> None:
+    GriffinLim.from_pretrained(path.parent)
+
+
+def prepared(path: Path) -> None:
+    """Latents or their index damaged: every clip that the data set offers is inside the folder and can be read."""
+    root = next(folder for folder in path.parents if folder.name == "prepared")
+    dataset = PreparedDataset(root, "train", clip_frames=4)
+    items = [dataset[i] for i in range(len(dataset))]
+    assert all(Path(item["path"]).resolve().is_relative_to(root.resolve()) for item in items)
+    assert all(item[name].isfinite().all() for item in items for name in ("mean", "std", "a"))
+
+
 def feature_weights(path: Path) -> None:
     weights.load(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), path, "its authors")
 
 
-DOORS = {f.__name__: f for f in (media, index, study, checkpoint, feature_weights)} | {"state": StreamState.load}
+OWN = (media, index, study, checkpoint, feature_weights, patch_pca, griffin_lim, prepared)
+DOORS = {f.__name__: f for f in OWN} | {"state": StreamState.load}
 
 
 def is_ours(error: Exception) -> bool:
@@ -325,6 +345,10 @@ KINDS = (
     Kind("state", "state.safetensors", SAFETENSORS, 80),
     Kind("feature_weights", "weights.pt", TORCH, 60),
     Kind("index", "data/.index-train-10fps-16000hz-mean.json", JSON, 80),
+    Kind("prepared", "prepared/prepared.json", JSON, 80),
+    Kind("prepared", "prepared/train/ball/clip.mp4.safetensors", SAFETENSORS, 60),
+    Kind("patch_pca", "pca/codec.safetensors", SAFETENSORS, 60),
+    Kind("griffin_lim", "griffin_lim/config.json", JSON, 60),
     Kind("study", "study/handout.key.json", JSON, 80),
     Kind("study", "study/votes.json", JSON, 80),
 )
@@ -351,6 +375,9 @@ def subjects(tmp_path_factory) -> Path:
     shutil.copy(FOREIGN, root / "media" / "foreign.mp4")
     ClipDataset(root / "data", "train", 4, 16)
     make_checkpoints(root, frames)
+    make_prepared(root / "prepared")
+    PatchPCA.fit(frames[:, :, :32], 8, 4).save(root / "pca")
+    GriffinLim(20).save(root / "griffin_lim")
     make_study(root / "study")
     torch.save(scrambled(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))).state_dict(), root / "weights.pt")
     return root
@@ -372,6 +399,19 @@ def make_checkpoints(root: Path, frames: torch.Tensor) -> None:
     real = torch.rand(4, 3, 32, 32), torch.rand(4 * 1600 + 2 * codec.context)
     chunks = list(pipe.stream(state=pipe.extending(*real, y=1), frames=5))
     chunks[0].state.save(root / "state.safetensors", base="long_00000", checksum=pipe.checksum)
+
+
+def make_prepared(root: Path) -> None:
+    """A folder as prepare.py leaves it, with one file of 6 frames."""
+    (root / "train" / "ball").mkdir(parents=True)
+    rng, path = torch.Generator().manual_seed(0), root / "train" / "ball" / "clip.mp4.safetensors"
+    with LatentWriter(path, 6, (2, 3, 3), (10, 4), {"sha256": "x"}) as writer:
+        writer.write(**{name: torch.randn(6, *shape, generator=rng) for name, shape in writer.shapes.items()})
+    record = {"path": "ball/clip.mp4", "frames": 6, "class": "ball", "sha256": "x", "bytes": path.stat().st_size}
+    skipped = [{"path": "ball/mute.mp4", "reason": "silent", "sha256": ""}]
+    index = {"version": VERSION, "facts": {"image_size": 24}, "class_names": ["ball"], "audio_scale": 2.0,
+             "splits": {"train": {"files": [record], "skipped": skipped}}}  # fmt: skip
+    (root / INDEX).write_text(json.dumps(index))
 
 
 def with_weight_norm(table: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,12 +3,9 @@
 import json
 import math
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +24,11 @@ from data.synthetic import write_dataset
 from models.codec import PatchPCA
 from pipeline import AVCodec, AVSpec
 from pipeline.encode import BLOCK, encode_files, picture_blocks, sound_blocks
-from pipeline.prepare import encode_file, hash_codec
+from pipeline.prepare import MEL_DB, WINDOW, encode_file, hash_codec
+from tests.gaps import write_jumping
+from tests.kills import ENV, ROOT, killed, spawn
 from vocoder import GriffinLim, log_mel, to_model
 
-ROOT = Path(__file__).parents[1]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 FRAMES = BLOCK + 8  # of the videos: two blocks each
 DIFFERENT = {"report.json"}  # from run to run: it has times
 
@@ -63,12 +60,6 @@ def argv(data, out, *more):
 def run(data, out, *more):
     prepare.main(argv(data, out, "--device=cpu", *more))
     return out
-
-
-def spawn(data, out, log):
-    command = [sys.executable, "prepare.py", *argv(data, out)]
-    with log.open("w") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=file)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +105,8 @@ def test_latents_are_float16_of_all_frames_and_say_what_they_are_of(folder, ball
             path = folder / split / f"{entry['path']}.safetensors"
             tensors = {name: (x.dtype, tuple(x.shape)) for name, x in load_file(path).items()}
             shape, half = (FRAMES, 3, 16, 16), torch.float16
-            assert tensors == {"mean": (half, shape), "std": (half, shape), "mel": (half, (FRAMES, 10, 20))}
+            expected = {"mean": (half, shape), "std": (half, shape), "mel": (half, (FRAMES, 10, 20))}
+            assert tensors == expected | {"crc": (torch.uint32, (FRAMES,))}
             with safe_open(path, framework="pt") as file:
                 noted = file.metadata()
             assert noted["source"] == f"{split}/{entry['path']}" and noted["frames"] == str(FRAMES)
@@ -150,11 +142,34 @@ def test_audio_scale_and_statistics_are_those_of_all_training_files(folder, ball
         assert found[name] == pytest.approx(x.tolist(), rel=1e-3, abs=1e-3)
 
 
-def test_report_compares_pictures_and_mel_with_what_was_read(folder):
+def test_report_is_of_every_file_of_each_data_set_and_says_what_it_covers(folder):
     report = json.loads((folder / "report.json").read_text())
-    assert len(report["compared"]) == 5 and report["files"] == report["encoded"] == 7 and report["skipped"] == 0
-    assert 60 < report["psnr_db"] < 100  # of float16: pixels lose nothing else
-    assert 0 < report["mel_max_db"] < 0.03 and report["cpu_share"] > 0
+    assert report["files"] == report["encoded"] == 7 and report["skipped"] == 0 == len(report["skipped_files"])
+    assert {split: found["files"] for split, found in report["quality"].items()} == {"train": 5, "test": 2}
+    for found in report["quality"].values():
+        assert 60 < found["psnr_least_db"] <= found["psnr_db"] < 100  # of float16: pixels lose nothing else
+        assert 0 < found["mel_mean_db"] < found["mel_max_db"] < 0.03
+        assert "10 frames from the middle of each file" in found["covered"]
+    assert report["psnr_db"] == report["quality"]["train"]["psnr_db"] and report["cpu_share"] > 0
+
+
+def test_reported_quality_is_that_of_the_stored_numbers(balls, tmp_path, no_sheet):
+    out = run(balls, tmp_path, "--codec=patch-pca", "--image-size=32")
+    codec, found = AVCodec.load(out / "pipeline"), []
+    data = ClipDataset(balls, image_size=32, context=AVCodec.context)
+    codec.spec = replace(codec.spec, audio_scale=1.0)
+    for i, entry in enumerate(data.entries):
+        stored, video = load_file(out / "train" / f"{entry.path}.safetensors"), data.file(i)
+        middle = slice((BLOCK - WINDOW) // 2, (BLOCK + WINDOW) // 2)  # of the first block of two
+        decoded = codec.frames.decode(stored["mean"][None, middle].float())[0]
+        psnr = 10 * math.log10(4 / (decoded - video["frames"][middle]).square().mean().item())
+        off = (stored["mel"].float() - codec.encode_sound(video["wave"][None])[0]).abs()
+        found.append((psnr, off.mean().item() * MEL_DB, off.max().item() * MEL_DB))
+    report, psnrs = json.loads((out / "report.json").read_text())["quality"]["train"], [row[0] for row in found]
+    assert report["psnr_db"] == pytest.approx(sum(psnrs) / 5) and report["psnr_least_db"] == pytest.approx(min(psnrs))
+    assert report["psnr_least_of"] == data.entries[psnrs.index(min(psnrs))].path
+    assert report["mel_mean_db"] == pytest.approx(sum(row[1] for row in found) / 5, rel=1e-3)
+    assert report["mel_max_db"] == pytest.approx(max(row[2] for row in found), rel=1e-2)
 
 
 def test_fitted_codec_is_stored_and_an_error_of_one_grey_level_shows(balls, tmp_path, no_sheet):
@@ -240,17 +255,9 @@ def test_first_run_says_what_it_did_in_one_line(videos, tmp_path, capsys, no_she
     assert out.count("\n") == 1 and "7 files, skipped 1, 1.0 MB" in out and "encoded 7 in" in out and "CPU" in out
 
 
-def killed(data, out, ready, log=Path(os.devnull)):
-    """Run prepare.py and kill it as soon as it is `ready`; whether it had not ended before."""
-    child = spawn(data, out, log)
-    while child.poll() is None and not ready():
-        time.sleep(0.002)
-    child.send_signal(signal.SIGKILL)
-    return child.wait() == -signal.SIGKILL
-
-
 def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tmp_path):
-    assert killed(balls, tmp_path, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
+    child = spawn("prepare", argv(balls, tmp_path), Path(os.devnull))
+    assert killed(child, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
     assert not is_prepared(tmp_path)
     kept = {path: made for path, made in modified(tmp_path).items() if Path(path).name.startswith("ball")}
     (tmp_path / "test" / "blue").mkdir(parents=True, exist_ok=True)
@@ -259,31 +266,6 @@ def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tm
     run(balls, tmp_path)
     assert_same(folder, tmp_path)
     assert 1 < len(kept) < 7 and kept.items() <= modified(tmp_path).items()
-
-
-def later(log, seconds):
-    """Ready so many seconds after the first word of a run: the bar that stands at no file yet."""
-    began = []
-
-    def ready():
-        if not began and log.stat().st_size:
-            began.append(time.monotonic())
-        return bool(began) and time.monotonic() > began[0] + seconds
-
-    return ready
-
-
-@pytest.mark.slow
-def test_25_kills_at_any_time_leave_no_trace(folder, balls, tmp_path):
-    """Five times five: the files come first, the sheet and the index in the last runs."""
-    rng, ends = random.Random(0), []
-    for i in range(25):
-        log = tmp_path / f"{i}.txt"
-        log.touch()
-        ends.append(killed(balls, tmp_path / str(i // 5), later(log, rng.uniform(0, 2)), log))
-    for i in range(5):
-        assert_same(folder, run(balls, tmp_path / str(i)))
-    assert sum(ends) > 15
 
 
 def test_two_processes_make_the_files_of_one_to_the_byte(folder, balls, tmp_path):
@@ -329,11 +311,29 @@ def test_damaged_latents_are_made_again(videos, tmp_path, no_sheet):
     assert json.loads((out / "report.json").read_text())["encoded"] == 3
 
 
+def test_flipped_bit_stops_training_and_only_that_file_is_mended(videos, tmp_path, no_sheet):
+    out = run(videos, tmp_path / "out")
+    kept, before = shutil.copytree(out, tmp_path / "kept"), modified(out)
+    path = out / "train" / "red" / "ball_00002.mp4.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"ball_00002\.mp4\.safetensors is damaged .*; run prepare\.py again"):
+        clips = PreparedDataset(out)
+        [clips[i] for i in range(len(clips))]
+    run(videos, out)
+    assert_same(kept, out)
+    now, latents = modified(out), [name for name in before if name.endswith(".mp4.safetensors")]
+    assert [name for name in latents if now[name] != before[name]] == ["train/red/ball_00002.mp4.safetensors"]
+
+
 def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_sheet, monkeypatch):
     """One passes the look at its packets and cannot be decoded; a second run does not try it again."""
     train, tried = videos / "train", []
     (train / "red" / "broken.mp4").write_bytes(b"no video")
     write_clip(train / "red" / "silent.mp4", torch.zeros(20, 16, 16, 3, dtype=torch.uint8), torch.zeros(32000))
+    write_jumping(train / "red" / "jump.mp4", picture=5)
+    write_jumping(train / "red" / "hole.mp4", sound=5)
     frames = pipeline.encode.iter_frames
 
     def damaged(path, *args):
@@ -346,8 +346,13 @@ def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_she
     out = run(videos, tmp_path / "out", "--codec=patch-pca")
     found = {e["path"]: e["reason"].partition(":")[0] for e in index(out)["splits"]["train"]["skipped"]}
     bad = "green/ball_00004.mp4"
-    assert found == {"red/broken.mp4": "unreadable", "red/silent.mp4": "silent", bad: "unreadable"}
-    assert not (out / "train" / f"{bad}.safetensors").exists() and len(PreparedDataset(out).skipped) == 3
+    gaps = dict.fromkeys(("red/jump.mp4", "red/hole.mp4"), "too long gaps")
+    assert found == {"red/broken.mp4": "unreadable", "red/silent.mp4": "silent", bad: "unreadable", **gaps}
+    assert not (out / "train" / f"{bad}.safetensors").exists() and len(PreparedDataset(out).skipped) == 5
+    told = json.loads((out / "report.json").read_text())["skipped_files"]
+    assert {(e["split"], e["path"], e["reason"].partition(":")[0]) for e in told} == {
+        ("train", *e) for e in found.items()
+    }
     before, tried[:] = modified(out), []
     run(videos, out, "--codec=patch-pca")
     assert modified(out) == before and not tried

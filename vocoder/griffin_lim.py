@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from reprlib import repr as shown
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from vocoder.mel import HOP, N_FFT, SAMPLE_RATE, WINDOW, hann_window, mel_filter
 from vocoder.rtisi import AHEAD, BLOCK, MOMENTUM, refine, start
 
 EDGE = math.ceil(WINDOW / HOP)  # mel frames whose windows overlap one sample
+SETTINGS = {"n_mels", "sample_rate", "iterations"}  # that a config.json holds
+LARGEST = 2**20  # of a setting
 KNEE = 0.9  # level up to which the limiter changes nothing
 
 
@@ -112,10 +115,25 @@ class GriffinLim(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "GriffinLim":
+        """What `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no config.json. ValueError: it is not that of a Griffin-Lim.
+        """
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; Griffin-Lim has no weights: use GriffinLim(n_mels)")
-        return cls(**json.loads(path.read_text()))
+        try:
+            config = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is no JSON ({shown(error)}); use GriffinLim(n_mels)") from None
+        sizes = config.values() if isinstance(config, dict) and config.keys() == SETTINGS else [None]
+        if not all(type(size) is int and 0 < size <= LARGEST for size in sizes):
+            raise ValueError(
+                f"{path} holds {shown(config)}, not {', '.join(sorted(SETTINGS))} as numbers from 1 to {LARGEST}; "
+                "use GriffinLim(n_mels)"
+            )
+        return cls(**config)
 
 
 def unmel(mel: Tensor, filters: Tensor, updates: int = 20) -> Tensor:

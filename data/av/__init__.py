@@ -4,6 +4,7 @@ from data.av.mux import mux
 from data.av.read import (
     AudioInfo,
     Channels,
+    Gap,
     MediaError,
     MediaInfo,
     grid_length,
@@ -21,6 +22,7 @@ __all__ = [
     "PRESETS",
     "AudioInfo",
     "Channels",
+    "Gap",
     "MediaError",
     "MediaInfo",
     "Writer",

@@ -4,6 +4,7 @@ One clock rules both streams of a file. Its zero is the start of the picture (of
 frame j of a grid is what is shown at j / fps seconds, sample i of the sound is heard at i / sample_rate seconds.
 """
 
+import heapq
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,20 @@ PREROLL = 0.25  # s; a decoder entered in mid-stream needs the packets before th
 CUT = 0.5  # s; a file that ends this much before its header says is cut
 HEADERLESS = ("mp3", "aac")  # FFmpeg guesses the length of these from their bit rate
 GAP = 3600  # s; a longer hole in the sound is a damaged clock
+REORDER = 16  # pictures that may be stored between one and the next to be shown, by the H.264 standard
 KERNEL = 2**22  # filter coefficients (16 MB) that a resampler may need; usual rates need under 2**19
 
 
 class MediaError(ValueError):
     """A media file cannot be read or written as asked: one sentence with the file, what is wrong, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The longest time in a stream without a new picture, or without sound."""
+
+    seconds: float
+    at: float  # s, on the clock of the file
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class MediaInfo:
     seconds: float  # from the first picture's start to the last picture's end
     sample_rate: int  # Hz; 0 without sound
     channels: int  # 0 without sound
+    gaps: dict[Kind, Gap]  # of the streams that there are
 
     @property
     def has_audio(self) -> bool:
@@ -71,14 +82,16 @@ def probe(path: str | Path) -> MediaInfo:
         if picture is None:
             raise MediaError(f"{path} has a video stream without a single picture; encode it again or remove it")
         height, width = _pixels(picture).shape[:2]
+        seconds, gaps = _seconds(path, "video")
         return MediaInfo(
             path=Path(path),
             width=width,
             height=height,
             fps=float(_rate(video)),
-            seconds=_seconds(path, "video"),
+            seconds=seconds,
             sample_rate=heard.sample_rate if heard else 0,
             channels=heard.channels if heard else 0,
+            gaps=gaps,
         )
 
 
@@ -100,7 +113,7 @@ def probe_audio(path: str | Path) -> AudioInfo:
     """
     with open_media(path) as container:
         context = stream_of(container, "audio").codec_context
-        return AudioInfo(Path(path), _seconds(path, "audio"), context.sample_rate, context.channels)
+        return AudioInfo(Path(path), _seconds(path, "audio")[0], context.sample_rate, context.channels)
 
 
 def grid_length(seconds: float, rate: float, fps: float) -> int:
@@ -241,34 +254,66 @@ def _rate(video: av.VideoStream) -> Fraction:
     return video.average_rate or video.guessed_rate or Fraction(25)
 
 
-def _seconds(path: str | Path, kind: Kind) -> float:
-    """End of the picture or the sound by the time stamps of its packets, checked against what the header promises."""
+def _seconds(path: str | Path, kind: Kind) -> tuple[float, dict[Kind, Gap]]:
+    """End of the picture or the sound by the time stamps of its packets, checked against the header; and the gaps."""
     with open_media(path) as container:
         stream, zero = stream_of(container, kind), clock_zero(container)
         promised = ((container.start_time or 0) + container.duration) / av.time_base if container.duration else 0
-        ends, trouble = _ends(container)
-        end = ends.get(stream.index, zero)
+        tracks, trouble = _tracks(container)
+        ends = [track.end * track.time_base for track in tracks.values() if track.end is not None]
+        mine = tracks.get(stream.index)
+        end = mine.end * mine.time_base if mine and mine.end is not None else zero
         guessed = container.format.name in HEADERLESS
-    if trouble or (max(ends.values(), default=zero) < promised - CUT and not guessed):
+        firsts = {k: next(iter(_streams(container, k)), None) for k in KINDS}
+        gaps = {k: tracks[s.index].gap(zero) for k, s in firsts.items() if s and s.index in tracks}
+    if trouble or (max(ends, default=zero) < promised - CUT and not guessed):
         raise MediaError(
             f"{path} is cut or damaged: {float(end - zero):.2f} s of {KINDS[kind]} can be read of a file of "
             f"{promised:.2f} s{trouble}; replace the file or remove it"
         )
-    return float(end - zero)
+    return float(end - zero), gaps
 
 
-def _ends(container: av.container.InputContainer) -> tuple[dict[int, Fraction], str]:
-    """End in seconds of each stream, by its packets, and why reading stopped before the end of the file, or ""."""
-    ends: dict[int, Fraction] = {}
+def _tracks(container: av.container.InputContainer) -> tuple[dict[int, "_Times"], str]:
+    """Times of each stream, by its packets, and why reading stopped before the end of the file, or ""."""
+    tracks: dict[int, _Times] = {}
     try:
         for packet in container.demux():
-            if packet.pts is not None and not packet.is_discard:
-                duration = packet.duration or frame_ticks(packet.stream)
-                end = (packet.pts + duration) * packet.time_base
-                ends[packet.stream_index] = max(ends.get(packet.stream_index, end), end)
+            if not packet.is_discard and (packet.pts, packet.dts) != (None, None):
+                tracks.setdefault(packet.stream_index, _Times(packet.time_base)).add(packet)
     except av.FFmpegError as error:
-        return ends, f" ({error.strerror})"
-    return ends, ""
+        return tracks, f" ({error.strerror})"
+    return tracks, ""
+
+
+class _Times:
+    """End and longest gap of one stream, in its ticks, out of packets in the order of decoding, in constant memory."""
+
+    def __init__(self, time_base: Fraction):
+        self.time_base, self.end = time_base, None
+        self._ahead: list[int] = []  # starts that earlier ones may still follow
+        self._last, self._longest = None, (0, 0)
+
+    def add(self, packet: av.Packet) -> None:
+        """Take in the next packet; one without a time of its own (B-frames of AVI) counts by when it is decoded."""
+        if packet.pts is not None:
+            end = packet.pts + (packet.duration or frame_ticks(packet.stream))
+            self.end = end if self.end is None else max(self.end, end)
+        heapq.heappush(self._ahead, packet.dts if packet.pts is None else packet.pts)
+        if len(self._ahead) > REORDER:
+            self._pass(heapq.heappop(self._ahead))
+
+    def _pass(self, start: int) -> None:
+        if self._last is not None:
+            self._longest = max(self._longest, (start - self._last, self._last))
+        self._last = start
+
+    def gap(self, zero: Fraction) -> Gap:
+        """The longest one, when all packets are in; the time that the last one lasts counts too."""
+        for start in (*sorted(self._ahead), *([] if self.end is None else [self.end])):
+            self._pass(start)
+        ticks, at = self._longest
+        return Gap(float(ticks * self.time_base), float(at * self.time_base - zero))
 
 
 def frame_ticks(stream: av.stream.Stream) -> int:

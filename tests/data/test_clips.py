@@ -15,6 +15,7 @@ from data import clips
 from data.av import MediaError, Writer, read_audio, write_clip
 from data.clips import ClipDataset
 from data.frames import fit
+from tests.gaps import write_jumping
 
 
 def video(path, frames=14, seed=0, loudness=0.5):
@@ -158,6 +159,21 @@ def test_useless_files_are_counted_and_named(root):
     )
 
 
+@pytest.mark.parametrize("b_frames", [0, 3])
+@pytest.mark.parametrize(
+    ("jumps", "reason"),
+    [
+        ({"picture": 5}, "too long gaps: no new picture for 5.1 s from 0.9 s on"),
+        ({"sound": 5}, "too long gaps: no sound for 5.1 s from 1.0 s on"),
+        ({"picture": 1.5, "sound": 1.5}, ""),
+        ({}, ""),
+    ],
+)
+def test_clock_that_jumps_in_mid_file_is_a_gap(tmp_path, jumps, reason, b_frames):
+    write_jumping(tmp_path / "a.mp4", **jumps, b_frames=b_frames)
+    assert clips.examine(tmp_path, Path("a.mp4"), 10, 16000, "mean").problem == reason
+
+
 def test_no_usable_file_is_one_error(tmp_path):
     for name in ("a.mp4", "b.mp4"):
         video(tmp_path / "train" / name, frames=3)
@@ -185,7 +201,21 @@ def test_index_is_kept_and_renewed_when_a_file_changes(root, monkeypatch):
     assert not list(root.glob(".*.part"))
 
 
-@pytest.mark.parametrize("damage", ["", "[1, 2", '{"version": 0}', '{"version": 1, "entries": [{"path": 1}]}'])
+@pytest.mark.parametrize("seconds", [-(10**9), -3600, -1e-3, 1e-3, 3600, 10**9])
+def test_file_changed_under_any_clock_is_examined_again(root, seconds):
+    """Of the same size, and older or younger than the index: times are compared for equality, not for order."""
+    path, other = root / "train" / "ball" / "a.mp4", video(root / "other.mp4", 10, seed=9)
+    for file in (path, other):
+        os.truncate(file, 2**17)  # zeros at the end are no fault
+    before, time = small(root), path.stat().st_mtime_ns
+    shutil.copy(other, path)
+    os.utime(path, ns=(0, time + int(1e9 * seconds)))
+    after = small(root)
+    assert after.entries[0].size == before.entries[0].size == 2**17
+    assert after.entries[0].peak != before.entries[0].peak and after.entries[1:] == before.entries[1:]
+
+
+@pytest.mark.parametrize("damage", ["", "[1, 2", '{"version": 0}', '{"version": 2, "entries": [{"path": 1}]}'])
 def test_a_damaged_index_is_made_anew(root, damage):
     before = small(root)
     (cache,) = root.glob(".index-train-*.json")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from data import prepared
-from data.prepared import INDEX, LatentWriter, Moments, PreparedDataset, is_prepared, latent_path
+from data.prepared import INDEX, LatentFile, LatentWriter, Moments, PreparedDataset, is_prepared, is_whole, latent_path
 
 LATENT, MEL = (2, 3, 3), (10, 4)
 
@@ -41,7 +41,7 @@ def root(tmp_path):
     records = [{"path": path, "frames": n, "class": path[0], "sha256": str(i), "bytes": 9}
                for i, (path, n) in enumerate(files)]  # fmt: skip
     index = {
-        "version": 1,
+        "version": 2,
         "facts": {"image_size": 24},
         "class_names": ["a", "b"],
         "audio_scale": 2.0,
@@ -58,7 +58,7 @@ def test_file_written_in_blocks_is_that_written_at_once_to_the_byte(tmp_path):
     write(tmp_path / "one.safetensors", 7, 0)
     x = write(tmp_path / "many.safetensors", 7, 0, cuts=(1, 4, 6))
     read = load_file(tmp_path / "many.safetensors")
-    assert all(read[name].equal(x[name].half()) for name in ("mean", "std", "mel")) and len(read) == 3
+    assert all(read[name].equal(x[name].half()) for name in ("mean", "std", "mel")) and len(read) == 4
     one, many = (safe_open(tmp_path / f"{name}.safetensors", framework="pt").metadata() for name in ("one", "many"))
     tables = [Moments.table_of(metadata["moments_mean"]) for metadata in (one, many)]
     torch.testing.assert_close(*tables, rtol=1e-14, atol=1e-14)
@@ -140,6 +140,39 @@ def test_skipped_files_have_reasons(root):
         PreparedDataset(root, "train", 6)
 
 
+def flipped(path, bit):
+    """Flip one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def test_clip_with_a_flipped_bit_is_refused_and_its_neighbours_are_not(root):
+    path = root / "train" / "a" / "x.mp4.safetensors"
+    values = 5 * math.prod(MEL) + 2 * 5 * math.prod(LATENT)
+    for frame in (0, 4):  # of mean
+        whole = path.read_bytes()
+        flipped(path, 8 * (len(whole) - 2 * values + 2 * frame * math.prod(LATENT)) + 3)
+        data = PreparedDataset(root, "train", 2)
+        with pytest.raises(ValueError, match=r"x\.mp4\.safetensors is damaged \(in frames .*\); run prepare\.py again"):
+            data[frame and 3]
+        assert data[1]["start"] == 1 and data[4]["path"].endswith("y.mp4.safetensors") and not is_whole(path)
+        path.write_bytes(whole)
+
+
+def test_every_flipped_bit_of_a_file_is_noticed(tmp_path):
+    path = tmp_path / "f.safetensors"
+    with LatentWriter(path, 2, (1, 1, 1), (1, 2), {"sha256": "x"}, ("psnr_db",)) as writer:
+        writer.write(**{name: torch.rand(2, *shape) for name, shape in writer.shapes.items()})
+        writer.numbers["psnr_db"] = 40 / 3
+    whole = path.read_bytes()
+    assert is_whole(path) and float(LatentFile(path).metadata["psnr_db"]) == 40 / 3
+    for bit in range(8 * len(whole)):
+        flipped(path, bit)
+        assert not is_whole(path), f"bit {bit % 8} of byte {bit // 8} of {whole}"
+        path.write_bytes(whole)
+
+
 def test_few_files_are_open_at_a_time_and_workers_open_their_own(root, monkeypatch):
     monkeypatch.setattr(prepared, "OPEN_FILES", 1)
     data = PreparedDataset(root, "train", 2)
@@ -167,11 +200,32 @@ def test_file_that_is_not_the_indexed_one_is_named_with_the_remedy(root, damage)
         PreparedDataset(root, "train", 3)[0]
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"a/x.mp4"', '"a/../../x.mp4"'),
+        ('"a/x.mp4"', '"/a/x.mp4"'),
+        ('"a/x.mp4"', '"c/x.mp4"'),
+        ('"frames": 5', '"frames": -5'),
+        ('"frames": 5', '"frames": "5"'),
+        ('"audio_scale": 2.0', '"audio_scale": NaN'),
+        ('"skipped"', '"left out"'),
+        ('"train": {', '"train": 3, "test": {'),
+    ],
+)
+def test_index_that_cannot_be_right_is_refused(root, old, new):
+    text = (root / INDEX).read_text()
+    assert old in text
+    (root / INDEX).write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=r"prepared\.json is damaged .*; remove it and run prepare\.py again"):
+        PreparedDataset(root, "train", 3)
+
+
 def test_folder_is_prepared_once_its_index_is_there(root, tmp_path):
     assert is_prepared(root) and is_prepared(str(root)) and not is_prepared(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"no split 'test' \(found: train\)"):
         PreparedDataset(root, "test")
-    (root / INDEX).write_text((root / INDEX).read_text().replace('"version": 1', '"version": 99'))
+    (root / INDEX).write_text((root / INDEX).read_text().replace('"version": 2', '"version": 99'))
     with pytest.raises(ValueError, match="version 99"):
         PreparedDataset(root)
     (root / INDEX).write_text("{")

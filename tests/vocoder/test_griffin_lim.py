@@ -79,6 +79,19 @@ def test_saved_settings_come_back(tmp_path):
         load_vocoder("griffin-lim", tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize(
+    "config",
+    ["", "[1]", '{"n_mels": 64}', '{"n_mels": -64, "sample_rate": 16000, "iterations": 8}',
+     '{"n_mels": 64, "sample_rate": 16000, "iterations": true}', '{"n_mels": 64, "sample_rate": 1e4, "iterations": 8}',
+     '{"n_mels": 1000000000, "sample_rate": 16000, "iterations": 8}',
+     '{"n_mels": 64, "sample_rate": 16000, "iterations": 8, "resblock": "1"}'],
+)  # fmt: skip
+def test_config_of_something_else_is_refused_in_one_sentence(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=r"config\.json (holds|is no JSON) .*; use GriffinLim\(n_mels\)"):
+        load_vocoder("griffin-lim", tmp_path)
+
+
 def test_mel_of_another_height_is_refused():
     with pytest.raises(ValueError, match=r"shape \(1, 80, 4\), this vocoder takes \(B, 64, frames\)"):
         GriffinLim(64)(torch.zeros(1, 80, 4))
