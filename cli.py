@@ -54,7 +54,7 @@ def whole(text: str) -> int:
 
 
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which checkpoint, on what device: for every script that samples."""
+    """Which checkpoint, on what device, how fast: for every script that samples."""
     group = parser.add_argument_group("checkpoint")
     group.add_argument("--model-ckpt", required=True, help="folder that train.py exported, released folder, or hub id")
     group.add_argument("--adapter", help="folder of a LoRA adapter that train.py --lora-rank left, for its own base")
@@ -64,6 +64,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32",
                        help="of the model; the state of a stream is float32 at least")  # fmt: skip
+    speed, either = parser.add_argument_group("speed"), argparse.BooleanOptionalAction
+    speed.add_argument("--skip", action=either, default=True, help="leave out frames that cannot matter")
+    speed.add_argument("--tables", action=either, default=True, help="compute what depends on time and class once")
+    speed.add_argument("--compile", action="store_true", help="compile the blocks: for long runs, the first steps wait")
 
 
 def load_pipeline(args: argparse.Namespace):
@@ -80,8 +84,10 @@ def load_pipeline(args: argparse.Namespace):
     check_device(device)
     dtype = getattr(torch, args.dtype)
     facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter)
-    pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts)
+    pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     share_cores(pipe.model)
+    if args.compile:
+        pipe.compile()
     return pipe
 
 

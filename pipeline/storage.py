@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -24,14 +23,17 @@ log = logging.getLogger("train")
 
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes otherwise."""
+    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
+
+    What a killed process left of one goes with the next.
+    """
     folder = Path(folder)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         yield part
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
