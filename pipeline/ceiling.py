@@ -9,7 +9,7 @@ from models.costs import H100_BF16
 SIZE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices whose product is the ceiling
 
 
-def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
     """FLOP/s of a large matrix product: the best of those that fit in some seconds, of 3 at least."""
     N = SIZE.get(device.type, SIZE["cpu"])
     x, y = (torch.randn(N, N, device=device, dtype=dtype) for _ in range(2))

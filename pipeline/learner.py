@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from diffusion.flow import FlowLoss
 from pipeline.finetune import trainable
@@ -81,3 +82,5 @@ class Learner:
         finally:
             for p, x in zip(self.params, own):
                 p.copy_(x)
+            if isinstance(self.raw, FSDPModule):
+                self.raw.reshard()  # what it gathered of the average would serve the next step

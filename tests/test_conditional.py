@@ -292,9 +292,9 @@ def test_first_frames_of_a_film_do_not_depend_on_its_length(pipe, films, method)
 def test_clean_shows_the_given_side_at_time_1_and_the_other_on_its_way(pipe, films, monkeypatch, given):
     seen, forward = [], FLAV.forward
 
-    def spied(self, v, a, t, y=None, t_a=None, y_a=None):
+    def spied(self, v, a, t, y, t_a, **conditions):
         seen.append((t, t_a))
-        return forward(self, v, a, t, y, t_a, y_a)
+        return forward(self, v, a, t, y, t_a, **conditions)
 
     monkeypatch.setattr(FLAV, "forward", spied)
     made(pipe, given, "clean", [films / "test/red/2.mp4"], 1)

@@ -17,8 +17,7 @@ TINY = ["--model", "FLAV-tiny", "--predict-frames", "3"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(timing, "CEILING_SECONDS", 0)
-    monkeypatch.setattr(timing, "CEILING_SIZE", {"cpu": 64})
+    monkeypatch.setattr("pipeline.ceiling.SIZE", {"cpu": 64})
     monkeypatch.setattr(subjects, "HIFIGAN", {**subjects.HIFIGAN, "upsample_initial_channel": 32})
 
 
