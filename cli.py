@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     from accelerate.state import PartialState
 
+ROOT = Path(__file__).parent
 SMALL = 10_000_000  # parameters
 PACKAGES = ("torch", "torchaudio", "diffusers", "accelerate", "av", "numpy")  # whose versions change results
 PATIENCE = timedelta(days=7)  # of a process that has done its share; the launcher ends all of them when one fails
@@ -68,6 +69,24 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     speed.add_argument("--skip", action=either, default=True, help="leave out frames that cannot matter")
     speed.add_argument("--tables", action=either, default=True, help="compute what depends on time and class once")
     speed.add_argument("--compile", action="store_true", help="compile the blocks: for long runs, the first steps wait")
+
+
+def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
+    """How videos become what a model sees: for the scripts that begin with videos."""
+    group = parser.add_argument_group("encoding")
+    group.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels")
+    group.add_argument("--codec-source", type=_source, help="directory or hub id of its weights, if not the usual")
+    group.add_argument("--image-size", type=positive, default=256, help="px, square")
+    group.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
+    group.add_argument("--num-classes", type=whole, help="0 ignores class folders; all of them if not given")
+    group.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
+    group.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
+    group.add_argument("--n-mels", type=positive, default=256, help="mel bins")
+
+
+def _source(text: str) -> str:
+    """A hub id, or a directory that can be read from anywhere."""
+    return str(Path(text).resolve()) if Path(text).is_dir() else text
 
 
 def load_pipeline(args: argparse.Namespace):
@@ -231,6 +250,18 @@ class Stop:
     def __exit__(self, *_) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+
+
+def call(script: str, *arguments) -> None:
+    """Run another of the project's scripts as a user would.
+
+    Raises:
+        ValueError: it failed; its last line says why.
+    """
+    command = [sys.executable, ROOT / script, *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(f"{script} failed: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
 
 
 def run(main: Callable[[], None]) -> None:

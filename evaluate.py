@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -27,7 +25,6 @@ if TYPE_CHECKING:  # torch loads after the arguments are known to be good
 METRICS = ("fvd", "kvd", "fad", "sync", "long", "loops", "memorisation")
 PAPER = 2048  # clips a side
 PACKAGES = (*cli.PACKAGES, "torchvision", "scipy", "librosa", "opencv-python-headless", "lpips")
-HERE = Path(__file__).parent
 
 
 def parse(argv=None):
@@ -281,12 +278,12 @@ def sampled(args, films: Path, option: str, value: str) -> None:
         if other := {name: there.get(name) for name, value in asked.items() if there.get(name) != value}:
             raise ValueError(f"{films} holds films of {other}; give another --results-dir, or remove it")
         return
-    command = [sys.executable, HERE / "sample.py", "--model-ckpt", args.model_ckpt, "--num-videos", args.num,
-               f"--{option}", value, "--results-dir", films, "--seed", args.seed]  # fmt: skip
-    command += ["--device", args.device] if args.device else []
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"sample.py failed with --{option} {value}: {done.stderr.strip().splitlines()[-1]}")
+    device = ["--device", args.device] if args.device else []
+    try:
+        cli.call("sample.py", "--model-ckpt", args.model_ckpt, "--num-videos", args.num, f"--{option}", value,
+                 "--results-dir", films, "--seed", args.seed, *device)  # fmt: skip
+    except ValueError as error:
+        raise ValueError(f"--{option} {value}: {error}") from None
 
 
 def count_votes(args) -> None:

@@ -27,21 +27,11 @@ def parse(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, and test/ if any")
     p.add_argument("--out", type=Path, required=True, help="folder that gets the latents, pipeline/ and prepared.json")
-    p.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels")
-    p.add_argument("--codec-source", help="local directory or hub id of its weights, if not the usual")
-    p.add_argument("--image-size", type=cli.positive, default=256, help="px, square")
-    p.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
     p.add_argument("--fps", type=cli.positive, default=10, help="frames a second")
-    p.add_argument("--num-classes", type=cli.whole, help="0 ignores class folders; all of them if not given")
-    p.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95; only file, "
-                   "since a file is encoded before clips are cut from it")  # fmt: skip
-    p.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
-    p.add_argument("--n-mels", type=cli.positive, default=256, help="mel bins")
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of files on the contact sheet")
+    cli.add_encoding_arguments(p)
     args = p.parse_args(argv)
-    if args.codec_source and Path(args.codec_source).is_dir():
-        args.codec_source = str(Path(args.codec_source).resolve())  # the latents are read from anywhere
     if args.normalise == "clip":
         p.error("--normalise clip scales each clip by its own peak, but files are encoded before clips are cut; "
                 "leave it out, or train on the videos themselves")  # fmt: skip

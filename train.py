@@ -31,15 +31,10 @@ def parse(argv=None) -> argparse.Namespace:
     data = p.add_argument_group("data")
     data.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, or one that "
                       "prepare.py wrote, whose facts need no repeating")  # fmt: skip
-    data.add_argument("--image-size", type=cli.positive, default=256, help="px, square")
-    data.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
-    data.add_argument("--num-classes", type=cli.whole, help="0 ignores class folders; all of them if not given")
     data.add_argument("--audio-scale", type=float, help="of the normalised mel; 1 / its std, measured, if not given")
-    data.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
-    data.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
-    data.add_argument("--n-mels", type=cli.positive, default=256, help="mel bins")
     data.add_argument("--num-workers", type=cli.whole, default=4, help="processes that decode videos")
     data.add_argument("--cache-latents", action="store_true", help="encode all files once and keep them in memory")
+    cli.add_encoding_arguments(p)
 
     model = p.add_argument_group("model")
     model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny")
@@ -49,8 +44,6 @@ def parse(argv=None) -> argparse.Namespace:
                        help="no frame sees a later one")  # fmt: skip
     model.add_argument("--grad-ckpt", action="store_true", help="recompute blocks in the backward pass to save memory")
     model.add_argument("--class-dropout-prob", type=float, default=0.1, help="share of labels dropped for guidance")
-    model.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels")
-    model.add_argument("--codec-source", help="local directory or hub id of its weights, if not the usual")
     model.add_argument("--use-sd-vae", action="store_true", help="the same as --codec sd-vae")
     model.add_argument("--vocoder", default="griffin-lim", help="griffin-lim, or a folder with a HiFi-GAN")
 
@@ -95,8 +88,6 @@ def parse(argv=None) -> argparse.Namespace:
     out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample")
     out.add_argument("--push-to-hub", metavar="REPO", help="hub id that takes export/ after the last step")
     args = p.parse_args(argv)
-    if args.codec_source and Path(args.codec_source).is_dir():
-        args.codec_source = str(Path(args.codec_source).resolve())  # the export is read from anywhere
     if args.use_sd_vae and args.codec != "sd-vae":
         p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
     if args.lora_rank and not args.init_from:

@@ -16,7 +16,6 @@ import os
 import queue
 import random
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -87,12 +86,8 @@ def median(runs: list[dict]) -> dict:
 
 def prepare(videos: Path, latents: Path) -> dict:
     """Run prepare.py: seconds, CPU share and bytes by its own report."""
-
-    command = [sys.executable, "prepare.py", "--data-path", videos, "--out", latents, "--codec", "patch-pca",
-               "--image-size", SIZE, "--n-mels", MELS, "--device", "cpu"]  # fmt: skip
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(done.stderr.strip().splitlines()[-1])
+    cli.call("prepare.py", "--data-path", videos, "--out", latents, "--codec", "patch-pca", "--image-size", SIZE,
+             "--n-mels", MELS, "--device", "cpu")  # fmt: skip
     report = json.loads((latents / "report.json").read_text())
     source = sum(path.stat().st_size for path in videos.rglob("*.mp4"))
     keys = ("files", "seconds", "cpu_seconds", "cpu_share", "bytes", "psnr_db", "mel_max_db")

@@ -11,7 +11,6 @@ again afterwards, and of a model tuned in all its weights. "shuffled" pairs pict
 import hashlib
 import json
 import resource
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -53,8 +52,10 @@ def main(argv=None) -> None:
 
 def measure(args, work: Path) -> dict:
     """All figures, from before the trainings to after them."""
+    from data.synthetic import write_dataset
+
     data, before = work / "balloons", digests(args.model_ckpt)
-    call("-m", "data.synthetic", data, "--train", args.train, "--test", args.clips, "--motion", "balloon")
+    write_dataset(data, args.train, args.clips, FRAMES, motion="balloon")
     real = look(data / "test")
     result = {"real": {"balloon": score(real, real, "balloon")}, "codec_psnr": reconstruction(args.model_ckpt, real)}
 
@@ -109,7 +110,7 @@ def digests(folder: Path) -> dict[str, str]:
 def train(args, data: Path, run: Path, lr: float, *more) -> dict:
     """Fine-tune the base on a folder of videos: seconds by the clock, and of the CPU, which count no waiting."""
     began, used = time.perf_counter(), cpu_seconds()
-    call("train.py", "--data-path", data, "--experiment-dir", run, "--init-from", args.model_ckpt, *TUNING.split(),
+    cli.call("train.py", "--data-path", data, "--experiment-dir", run, "--init-from", args.model_ckpt, *TUNING.split(),
          "--lr", lr, "--max-steps", args.steps, "--ckpt-every", args.steps, "--seed", args.seed, *more)  # fmt: skip
     return {"lr": lr, "seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds() - used}
 
@@ -123,20 +124,9 @@ def cpu_seconds() -> float:
 def sample(args, to: Path, count: int, model_ckpt: Path | None = None, adapter: Path | None = None) -> None:
     """Films of all classes in turn, of the base where no other checkpoint is given."""
     more = ["--adapter", adapter] if adapter else []
-    call("sample.py", "--model-ckpt", model_ckpt or args.model_ckpt, "--results-dir", to, "--num-videos", count,
+    cli.call("sample.py", "--model-ckpt", model_ckpt or args.model_ckpt, "--results-dir", to, "--num-videos", count,
          "--video-length", FRAMES, "--batch-size", BATCH, "--cfg-scale", args.cfg_scale, "--seed", args.seed,
          "--device", "cpu", *more)  # fmt: skip
-
-
-def call(*command) -> None:
-    """Run one of the project's commands as a user would.
-
-    Raises:
-        ValueError: it failed; its last line says why.
-    """
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 def look(folder: Path) -> list[tuple]:

@@ -12,14 +12,12 @@ where it was interrupted.
 """
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 
-ROOT = Path(__file__).parents[1]
 TITLES = {
     "fusions": "Table 1.A: fusion blocks",
     "windows": "Table 1.B: frames in the window",
@@ -72,9 +70,9 @@ def measured(args, row: str, script: str, options: list[str]) -> dict:
     options = [*options, "--num-videos", args.num, "--results-dir", films, "--seed", args.seed, *args.sample.split()]
     options += ["--data-path", args.real] if script in GIVEN.values() else ["--skip-existing"]
     if not (films / "run.json").exists():
-        call(script, *options)
+        cli.call(script, *options)
     if not found.exists():
-        call("evaluate.py", "--fake", films, "--real", args.real, "--num", args.num, "--results-dir", folder,
+        cli.call("evaluate.py", "--fake", films, "--real", args.real, "--num", args.num, "--results-dir", folder,
              *args.evaluate.split())  # fmt: skip
     figures = json.loads(found.read_text())["figures"]
     seconds = json.loads((films / "run.json").read_text())["seconds"]
@@ -86,17 +84,6 @@ def measured(args, row: str, script: str, options: list[str]) -> dict:
         "sampling_seconds": seconds,
         "source": "measured",
     }
-
-
-def call(*command) -> None:
-    """Run one of the project's commands.
-
-    Raises:
-        ValueError: it failed; its last line says why.
-    """
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise ValueError(f"{command[0]} failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 def quoted(path: Path | None) -> list[dict]:

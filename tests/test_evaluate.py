@@ -423,7 +423,9 @@ def test_sweep_samples_as_a_user_would_and_says_why_it_failed(tmp_path, monkeypa
         return Namespace(returncode=2, stderr="bar\nsample.py: error: no checkpoint; give one\n")
 
     monkeypatch.setattr(subprocess, "run", spawned)
-    with pytest.raises(ValueError, match=r"failed with --num-timesteps 5: sample\.py: error: no checkpoint; give one"):
+    with pytest.raises(
+        ValueError, match=r"--num-timesteps 5: sample\.py failed: sample\.py: error: no checkpoint; give one"
+    ):
         evaluate.sampled(sweep_arguments(), tmp_path / "films", "num-timesteps", "5")
     asked = ["--model-ckpt", "runs/x", "--num-videos", "8", "--num-timesteps", "5"]
     how = ["--results-dir", str(tmp_path / "films"), "--seed", "3", "--device", "cpu"]

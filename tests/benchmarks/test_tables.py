@@ -32,7 +32,7 @@ def ran(tables, monkeypatch):
         else:
             (folder / "run.json").write_text(json.dumps({"seconds": 2.0}))
 
-    monkeypatch.setattr(tables, "call", call)
+    monkeypatch.setattr(tables.cli, "call", call)
     return commands
 
 
@@ -90,7 +90,7 @@ def test_figures_without_a_source_are_refused(tables, ran, tmp_path):
 
 def test_script_that_fails_is_quoted_in_one_sentence(tables):
     with pytest.raises(ValueError, match=r"sample\.py failed: sample\.py: error: .*--model-ckpt"):
-        tables.call("sample.py")
+        tables.cli.call("sample.py")
 
 
 @pytest.mark.parametrize("text", ["C", "runs/c"])
