@@ -168,7 +168,7 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
     record = {
         "benchmark": Path(script).stem,
         "method": f"{' '.join(method.split())} {METHOD}",
-        "command": sys.argv,
+        "command": [part.removeprefix(f"{cli.ROOT}/") for part in sys.argv],
         "arguments": vars(args),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": cli.machine(),

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import official
 from models.fusion import FUSIONS
-from models.layers import Attention, Head, PatchEmbed, TimeEmbed, add_gated, modulate, norm
+from models.layers import GELU, Attention, Head, PatchEmbed, TimeEmbed, add_gated, modulate, norm
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, fusion: str):
         super().__init__()
-        mlp = partial(Mlp, dim, int(mlp_ratio * dim), act_layer=partial(nn.GELU, approximate="tanh"))
+        mlp = partial(Mlp, dim, int(mlp_ratio * dim), act_layer=GELU)
         self.spatial_attn = Attention(dim, num_heads)
         self.temporal_attn = Attention(dim, num_heads)
         self.audio_attn = Attention(dim, num_heads)

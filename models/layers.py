@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+TWICE = 2 * math.sqrt(2 / math.pi)
+
 
 def norm(x: Tensor) -> Tensor:
     """LayerNorm over the last axis without weights, eps 1e-6: adaLN brings scale and shift (DiT, Sec. 3.2)."""
@@ -22,6 +24,19 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def add_gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """x (B,T,N,D) plus an update of it times one vector per frame, (B,T,D)."""
     return torch.addcmul(x, update, gate.unsqueeze(2))
+
+
+class GELU(nn.Module):
+    """GELU in its tanh form (Hendrycks & Gimpel, 2016), which is x sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3).
+
+    On a CPU and without gradients it is computed so, in place: torch's own kernel takes three times as long there.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype.itemsize < 4 or torch.is_grad_enabled():
+            return F.gelu(x, approximate="tanh")
+        u = torch.addcmul(x.new_tensor(TWICE), x, x, value=0.044715 * TWICE)
+        return u.mul_(x).sigmoid_().mul_(x)
 
 
 class PatchEmbed(nn.Conv2d):

@@ -121,12 +121,9 @@ class AVPipeline:
         return y
 
     def compile(self) -> None:
-        """Compile the blocks, one after the other from the same code: slow first calls, then faster ones.
-
-        On a GPU their kernels are replayed as CUDA graphs.
-        """
+        """Compile the blocks, one after the other from the same code: slow first calls, then faster ones."""
         for block in self.model.blocks:
-            block.compile(mode="reduce-overhead" if self.device.type == "cuda" else None)
+            block.compile()  # no CUDA graphs: in the threads of pipeline.overlap they fail (pytorch issue 123177)
 
     def velocity(self, cfg_scale: float = 1.0, num_timesteps: int = 2) -> Callable:
         """The model as the sampler calls it: its inputs in its dtype, class guidance around it.

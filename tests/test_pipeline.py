@@ -103,6 +103,15 @@ def test_released_folder_loads_samples_and_decodes(released, vae):
     assert (pipe.spec.normalise, pipe.spec.channels, pipe.spec.image_size) == ("clip", "first", 32)
 
 
+@pytest.mark.parametrize("off", [dict(skip=False), dict(tables=False), dict(skip=False, tables=False)])
+def test_what_makes_sampling_faster_changes_nothing_when_it_is_switched_off(released, vae, off):
+    fast, plain = (
+        AVPipeline.from_pretrained(released, dtype=torch.float64, codec_source=vae, **how) for how in ({}, off)
+    )
+    one, two = (pipe.sample([0, 1], 4, y=torch.tensor([0, 1]), cfg_scale=2) for pipe in (fast, plain))
+    assert (one.v - two.v).abs().max() < 1e-12 and (one.a - two.a).abs().max() < 1e-12 and one.v.std() > 0.1
+
+
 def test_released_weights_give_the_same_model_and_vocoder(released, vae):
     pipe = AVPipeline.from_pretrained(released, codec_source=vae)
     model = random(FLAV(latent_size=4, patch_size=1, in_channels=4, n_mels=24, num_classes=2, **SMALL))
@@ -399,3 +408,12 @@ def test_file_of_a_newer_version_is_refused(tmp_path):
     (tmp_path / "pipeline.json").write_text('{"fps": 10, "colour": "blue"}')
     with pytest.raises(ValueError, match=r"has \['colour'\], unknown to this version"):
         AVSpec.load(tmp_path)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_make_the_same_clips(released, vae):
+    """Minutes of compiling, for kernels that fuse differently."""
+    plain, compiled = (AVPipeline.from_pretrained(released, codec_source=vae) for _ in range(2))
+    compiled.compile()
+    one, two = (pipe.sample([0, 1], 3, y=0, seed=1) for pipe in (plain, compiled))
+    assert torch.allclose(one.v, two.v, atol=1e-4) and torch.allclose(one.a, two.a, atol=1e-4)
