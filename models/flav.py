@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import official
 from models.fusion import FUSIONS
-from models.layers import GELU, Attention, Head, PatchEmbed, TimeEmbed, add_gated, modulate, norm
+from models.layers import Attention, Head, PatchEmbed, TimeEmbed, add_gated, modulate, norm
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, fusion: str):
         super().__init__()
-        mlp = partial(Mlp, dim, int(mlp_ratio * dim), act_layer=GELU)
+        mlp = partial(Mlp, dim, int(mlp_ratio * dim), act_layer=partial(nn.GELU, approximate="tanh"))
         self.spatial_attn = Attention(dim, num_heads)
         self.temporal_attn = Attention(dim, num_heads)
         self.audio_attn = Attention(dim, num_heads)
@@ -51,11 +51,14 @@ class Block(nn.Module):
         """
         of_video, of_audio = modulation or self.modulation(c_v, c_a)
         shift_s, scale_s, gate_s, shift_t, scale_t, gate_t = of_video.chunk(6, dim=-1)
-        v = add_gated(v, self.spatial_attn(modulate(norm(v), shift_s, scale_s), "(b t) n"), gate_s)
-        v = add_gated(v, self.temporal_attn(modulate(norm(v), shift_t, scale_t), "(b n) t", causal), gate_t)
+        x = modulate(norm(v), shift_s, scale_s)
+        v = add_gated(v, self.spatial_attn(x.flatten(0, 1)).view_as(x), gate_s)
+        x = modulate(norm(v), shift_t, scale_t).transpose(1, 2).contiguous()  # (B,L,T,D): a place is a sequence
+        v = add_gated(v, self.temporal_attn(x.flatten(0, 1), causal).view_as(x).transpose(1, 2), gate_t)
 
         shift, scale, gate = of_audio.chunk(3, dim=-1)
-        a = add_gated(a, self.audio_attn(modulate(norm(a), shift, scale), "b (t n)", causal), gate)
+        x = modulate(norm(a), shift, scale)
+        a = add_gated(a, self.audio_attn(x.flatten(1, 2), causal).view_as(x), gate)
 
         v, a, m_v, m_a = self.fusion(v, a, c_v, c_a, causal)
         v = self.feed_forward(v, m_v, self.video_mlp_adaln, self.video_mlp)

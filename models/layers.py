@@ -8,8 +8,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-TWICE = 2 * math.sqrt(2 / math.pi)
-
 
 def norm(x: Tensor) -> Tensor:
     """LayerNorm over the last axis without weights, eps 1e-6: adaLN brings scale and shift (DiT, Sec. 3.2)."""
@@ -24,19 +22,6 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def add_gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """x (B,T,N,D) plus an update of it times one vector per frame, (B,T,D)."""
     return torch.addcmul(x, update, gate.unsqueeze(2))
-
-
-class GELU(nn.Module):
-    """GELU in its tanh form (Hendrycks & Gimpel, 2016), which is x sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3).
-
-    On a CPU and without gradients it is computed so, in place: torch's own kernel takes three times as long there.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or x.dtype.itemsize < 4 or torch.is_grad_enabled():
-            return F.gelu(x, approximate="tanh")
-        u = torch.addcmul(x.new_tensor(TWICE), x, x, value=0.044715 * TWICE)
-        return u.mul_(x).sigmoid_().mul_(x)
 
 
 class PatchEmbed(nn.Conv2d):
@@ -67,19 +52,12 @@ class Attention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, L, D) -> queries, keys, values, each (N, heads, L, D / heads)."""
-        return rearrange(self.qkv(x), "n l (qkv h d) -> qkv n h l d", qkv=3, h=self.num_heads).unbind(0)
+        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def forward(self, x: Tensor, sequence: str, causal: bool = False) -> Tensor:
-        """x (B,T,N,D) -> the same, of attention inside each sequence of tokens; causal: a token sees none behind it.
-
-        Args:
-            sequence: which tokens form one, "(b t) n": those of a frame, "(b n) t": a place in all frames,
-                "b (t n)": all of them.
-        """
-        sizes = dict(zip("btn", x.shape))
-        x = rearrange(x, f"b t n d -> {sequence} d").contiguous()  # for one fused product with its bias
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
+        """(N, L, D) -> (N, L, D); causal: token i sees tokens 0..i."""
         out = F.scaled_dot_product_attention(*self.heads(x), is_causal=causal)
-        return rearrange(self.proj(rearrange(out, "s h l d -> s l (h d)")), f"{sequence} d -> b t n d", **sizes)
+        return self.proj(out.transpose(1, 2).flatten(2))
 
 
 @lru_cache(maxsize=16)
