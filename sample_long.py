@@ -42,8 +42,8 @@ def parse(argv=None):
     begin.add_argument("--fork", type=Path, help="state file to go on from, with the noise of --seed")
     begin.add_argument("--extend", type=Path, nargs="+", help="clips whose ends become the past of a film each, which "
                        "begins with the clip")  # fmt: skip
-    p.add_argument("--overlap", action=argparse.BooleanOptionalAction, default=True,
-                   help="denoise, decode and write in a thread each; the film is the same")  # fmt: skip
+    p.add_argument("--overlap", action=argparse.BooleanOptionalAction, help="denoise, decode and write in a thread "
+                   "each; the film is the same; if not given, on a GPU")  # fmt: skip
     p.add_argument("--preview", action="store_true", help="show the newest frame and the loudness in the terminal")
     p.add_argument("--html", type=Path, help="page that shows the last seconds and renews itself")
     args = p.parse_args(argv)
@@ -94,7 +94,8 @@ def make(args, pipe: AVPipeline, streams: Streams, films: dict, clock: Clock, st
     page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
     made = sum(film.state.frame for _, film in films.values())
     bar = tqdm(initial=made, total=args.frames * len(films) or None, unit="frame")
-    with bar, closing(overlapped_steps(streams) if args.overlap else streams.steps()) as steps:
+    overlap = pipe.device.type != "cpu" if args.overlap is None else args.overlap
+    with bar, closing(overlapped_steps(streams) if overlap else streams.steps()) as steps:
         clock.start()
         while not stop.asked and (chunks := next(steps, None)) is not None:
             for name, chunk in chunks:

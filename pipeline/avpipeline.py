@@ -229,7 +229,7 @@ class AVPipeline:
         seed: int = 0,
         frames: int | None = None,
         state: StreamState | None = None,
-        overlap: bool = True,
+        overlap: bool | None = None,
         **how,
     ) -> Iterator[Chunk]:
         """Frames of one stream with their sound as they become ready, without end unless `frames` is given.
@@ -239,11 +239,13 @@ class AVPipeline:
 
         Args:
             state: a chunk's `state` to go on from, instead of a new stream.
-            overlap: denoise and decode ahead in threads, with the same result; see `pipeline.overlap`.
+            overlap: denoise and decode ahead in threads, with the same result; see `pipeline.overlap`. If not given, on
+                a GPU: on a CPU the threads of a small model wait for one interpreter.
             how: as in `Streams`.
         """
         streams = Streams(self, **how)
         streams.join("", state or self.new_stream(sample, y, seed), frames)
+        overlap = self.device.type != "cpu" if overlap is None else overlap
         for _, chunk in overlapped(streams) if overlap else streams:
             yield chunk
 

@@ -85,8 +85,8 @@ def test_a_film_has_exactly_its_frames_and_their_samples(whole):
     assert load_file(whole / "long_00000.latents.safetensors")["v"].shape == (24, 3, 16, 16)
 
 
-def test_without_overlap_all_files_are_the_same(checkpoint, whole, tmp_path):
-    run(checkpoint, tmp_path, "--frames", 24, "--save-latents", "--classes", "red", "--no-overlap")
+def test_with_overlap_all_files_are_the_same(checkpoint, whole, tmp_path):
+    run(checkpoint, tmp_path, "--frames", 24, "--save-latents", "--classes", "red", "--overlap")
     names = {path.name for path in whole.iterdir()} - {"run.json"}
     assert len(names) == 4 and all((tmp_path / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
