@@ -283,7 +283,7 @@ def test_nothing_is_denoised_after_an_error(pipe):
 
 def test_an_error_of_the_caller_ends_the_threads(pipe):
     with pytest.raises(Broken):
-        for i, _ in enumerate(pipe.stream(y=0)):
+        for i, _ in enumerate(pipe.stream(y=0, overlap=True)):
             if i == 2:
                 raise Broken
 
@@ -305,11 +305,11 @@ def test_closing_waits_for_the_call_that_is_running_and_for_no_other(pipe):
 
 def test_iterating_that_is_broken_off_ends_the_threads(pipe):
     before = threading.active_count()
-    for _ in pipe.stream(y=0):
+    for _ in pipe.stream(y=0, overlap=True):
         assert threading.active_count() == before + 2
         break
     assert threading.active_count() == before
-    unused = pipe.stream(y=0)
+    unused = pipe.stream(y=0, overlap=True)
     assert threading.active_count() == before
     unused.close()
 
