@@ -70,7 +70,7 @@ JUDGED = {"c": RUNS["c"], "none": RUNS["none"], "long": "240 frames"}
 def parse(argv=None):
     p = cli.Parser(__doc__.splitlines()[0])
     p.add_argument("--out", type=Path, default=Path("runs/demo"), help="where everything goes")
-    p.add_argument("--quick", action="store_true", help="about a minute, with fewer steps and poorer results")
+    p.add_argument("--quick", action="store_true", help="under a minute, with fewer steps and poorer results")
     p.add_argument("--seed", type=cli.whole, default=0, help="of training and sampling; the videos stay the same")
     return p.parse_args(argv)
 

@@ -168,7 +168,7 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
     record = {
         "benchmark": Path(script).stem,
         "method": f"{' '.join(method.split())} {METHOD}",
-        "command": [part.removeprefix(f"{cli.ROOT}/") for part in sys.argv],
+        "command": sys.argv,
         "arguments": vars(args),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": cli.machine(),
@@ -185,7 +185,8 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
     print(table([record]))
     if args.out:
         cli.output_folder(args.out.parent)
-        cli.write_json(args.out, json.loads(json.dumps(record, default=str)))
+        here = f"{cli.ROOT}/"  # where the project lies on this machine tells nobody anything
+        cli.write_json(args.out, json.loads(json.dumps(record, default=str).replace(here, "")))
 
 
 def table(records: list[dict]) -> str:
