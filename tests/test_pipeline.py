@@ -410,6 +410,13 @@ def test_file_of_a_newer_version_is_refused(tmp_path):
         AVSpec.load(tmp_path)
 
 
+def test_model_whose_activations_overflow_is_told_in_one_sentence(released, vae):
+    pipe = AVPipeline.from_pretrained(released, codec_source=vae)
+    pipe.model.video_head.linear.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match=r"not finite \(at \[0, 1\] of the batch\).*take another --seed"):
+        pipe.sample([0, 1], 2, y=0)
+
+
 @pytest.mark.slow
 def test_compiled_blocks_make_the_same_clips(released, vae):
     """Minutes of compiling, for kernels that fuse differently."""
