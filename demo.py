@@ -28,8 +28,8 @@ HERE = Path(__file__).parent
 RUNS = {"c": "fusion c", "none": "no fusion (control)"}
 # Audio scale: half of 1 / std of the mel, which is silent for most of the time; the codec scales pictures likewise.
 TRAINING = """--image-size 64 --codec patch-pca --n-mels 64 --audio-scale 1.77 --model FLAV-tiny --predict-frames 8
-    --batch-size 8 --lr 3e-3 --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine --ema-decay 0.99
-    --cache-latents --log-every 25 --sample-every 0"""
+    --batch-size 8 --sampling logit-noise --lr 3e-3 --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine
+    --ema-decay 0.99 --cache-latents --log-every 25 --sample-every 0"""
 SAMPLING = """--cfg-scale 2 --num-timesteps 2"""
 GIVEN = """--method guide --guidance-scale 100"""
 CLASSES = ("blue", "green", "red")  # of the first samples, in the order of their labels

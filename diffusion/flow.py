@@ -50,7 +50,19 @@ def uniform_weight(t: Tensor) -> Tensor:
     return torch.ones_like(t)
 
 
-WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {"logit": logit_normal_weight, "uniform": uniform_weight}
+def noise_end_weight(t: Tensor) -> Tensor:
+    """The logit-normal density plus 2 (1 - t)^2: what the model makes of pure noise counts too.
+
+    The density alone leaves it free there, where every frame begins, and what a small model then makes may overflow.
+    """
+    return logit_normal_weight(t) + 2 * (1 - t) ** 2
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "logit": logit_normal_weight,
+    "logit-noise": noise_end_weight,
+    "uniform": uniform_weight,
+}
 
 
 def flow_loss(

@@ -56,12 +56,20 @@ class AVCodec:
 
     @torch.no_grad()
     def decode_frames(self, v: Tensor) -> Tensor:
-        """Video latents (B,T,C,h,w) -> uint8 (B,T,H,W,3)."""
-        return rearrange(to_uint8(self.frames.decode(v.float())), "b t c h w -> b t h w c")
+        """Video latents (B,T,C,h,w) -> uint8 (B,T,H,W,3).
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        return rearrange(to_uint8(self.frames.decode(_finite(v).float())), "b t c h w -> b t h w c")
 
     def mel(self, a: Tensor) -> Tensor:
-        """Audio of the model (B,T,S,M) -> log-mel (B,M,T*S) for the vocoder."""
-        return rearrange(from_model(a.float(), self.spec.audio_scale), "b t s m -> b m (t s)")
+        """Audio of the model (B,T,S,M) -> log-mel (B,M,T*S) for the vocoder.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        return rearrange(from_model(_finite(a).float(), self.spec.audio_scale), "b t s m -> b m (t s)")
 
     @torch.no_grad()
     def decode(self, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,3 +126,18 @@ def _codec_size(digits: str) -> int:
     if int(digits) > LARGEST_CODEC_SIZE:
         raise ValueError(f"{digits[:20]} is no size of a codec")
     return int(digits)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """What a model made (B,...), as it is.
+
+    Raises:
+        ValueError: it is not finite, in these places of the batch.
+    """
+    broken = (~x.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"what the model made is not finite (at {broken} of the batch): its activations overflow; take another "
+            "--seed, or train with --sampling logit-noise or --fusion c_norm"
+        )
+    return x
