@@ -106,7 +106,7 @@ def load_pipeline(args: argparse.Namespace):
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     share_cores(pipe.model)
     if args.compile:
-        pipe.compile()
+        pipe.model.compile_blocks()
     return pipe
 
 

@@ -214,8 +214,7 @@ def make_learner(args, accelerator, codec):
     finetune(args, model, codec.spec.class_names)
     cli.share_cores(model)
     if args.compile:
-        for block in model.blocks:
-            block.compile()
+        model.compile_blocks()
     how = {"beta2": args.beta2, "weight_decay": args.weight_decay, "clip": args.clip_grad_norm}
     weight, parts = WEIGHTS[args.sampling], args.micro_batches
     return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay)

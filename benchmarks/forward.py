@@ -31,13 +31,12 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     from benchmarks import subjects
     from models import FLAV
     from models.costs import forward_flops, parameters
-    from pipeline import AVPipeline
 
     config = subjects.config(args)
     model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
     plain, inputs = subjects.reference_of(model, config), subjects.inputs(model, args.batch_size, device, dtype)
     if args.compile:
-        AVPipeline(model, subjects.codec(config), device, dtype).compile()
+        model.compile_blocks()
     sides = {"ours": subjects.forward_pass(model, inputs), "reference": subjects.forward_pass(plain, inputs)}
     seconds, peaks = timing.alternate(sides, args, device), timing.gpu_peaks(sides, device)
     what = f"forward, {args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"

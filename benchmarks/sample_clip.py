@@ -44,13 +44,12 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     """Rows of every batch size, and facts about the models."""
     from benchmarks import subjects
     from models import FLAV
-    from pipeline import AVPipeline
 
     config = subjects.config(args)
     model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
     plain = subjects.reference_of(model, config)
     if args.compile:
-        AVPipeline(model, subjects.codec(config), device, dtype).compile()
+        model.compile_blocks()
     for net in (model, plain):
         subjects.forward_pass(net, subjects.inputs(model, 1, device, dtype))()
     rows, peaks = [], {}

@@ -65,7 +65,7 @@ def subjects_of(args, device, dtype) -> tuple:
         pipe, name = AVPipeline(model, subjects.codec(config, args.vocoder), device, dtype), args.model
     plain = subjects.reference_of(pipe.model, pipe.model._hub_mixin_config)
     if args.compile:
-        pipe.compile()
+        pipe.model.compile_blocks()
     return pipe, plain, name
 
 

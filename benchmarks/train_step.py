@@ -50,8 +50,7 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     weights = torch.float64 if dtype == torch.float64 else torch.float32  # bfloat16 is autocast
     model = subjects.random(FLAV(**config), args.seed).to(device, weights)
     if args.compile:
-        for block in model.blocks:
-            block.compile()
+        model.compile_blocks()
     batch, autocast = subjects.training_batch(model, args.batch_size), dtype == torch.bfloat16
     models, steps = {"ours": model}, {"ours": subjects.training_step(model, batch, autocast)}
     steps["ours"]()

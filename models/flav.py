@@ -150,6 +150,11 @@ class FLAV(
             if name.endswith(("adaln", "head.linear", "fusion.attn.proj")):
                 nn.init.zeros_(module.weight)
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks, one after the other from the same code: slow first calls, then faster ones."""
+        for block in self.blocks:
+            block.compile()  # no CUDA graphs: outside the main thread they fail (pytorch issue 123177)
+
     @property
     def frame_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
         """Shapes of one frame: video latent (C,H,W), mel (S,M)."""

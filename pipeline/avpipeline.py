@@ -120,11 +120,6 @@ class AVPipeline:
             raise ValueError(f"class {y.tolist()} does not exist; this model has {null} classes, 0 to {null - 1}")
         return y
 
-    def compile(self) -> None:
-        """Compile the blocks, one after the other from the same code: slow first calls, then faster ones."""
-        for block in self.model.blocks:
-            block.compile()  # no CUDA graphs: in the threads of pipeline.overlap they fail (pytorch issue 123177)
-
     def velocity(self, cfg_scale: float = 1.0, num_timesteps: int = 2) -> Callable:
         """The model as the sampler calls it: its inputs in its dtype, class guidance around it.
 
