@@ -89,13 +89,12 @@ def make(args, pipe: AVPipeline, streams: Streams, films: dict, clock: Clock, st
     from tqdm import tqdm
 
     from contact import LivePage, in_terminal
-    from pipeline.overlap import overlapped_steps
+    from pipeline.overlap import steps_of
 
     page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
     made = sum(film.state.frame for _, film in films.values())
     bar = tqdm(initial=made, total=args.frames * len(films) or None, unit="frame")
-    overlap = pipe.device.type != "cpu" if args.overlap is None else args.overlap
-    with bar, closing(overlapped_steps(streams) if overlap else streams.steps()) as steps:
+    with bar, closing(steps_of(streams, args.overlap)) as steps:
         clock.start()
         while not stop.asked and (chunks := next(steps, None)) is not None:
             for name, chunk in chunks:

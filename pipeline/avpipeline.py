@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from diffusion.rolling import Window, roll, start
 from models import FLAV, TabledFLAV
 from pipeline.avcodec import AVCodec
 from pipeline.finetune import load_adapter
-from pipeline.overlap import overlapped
+from pipeline.overlap import steps_of
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.state import Past, StreamState
 from pipeline.storage import replaced_folder
@@ -234,15 +235,14 @@ class AVPipeline:
 
         Args:
             state: a chunk's `state` to go on from, instead of a new stream.
-            overlap: denoise and decode ahead in threads, with the same result; see `pipeline.overlap`. If not given, on
-                a GPU: on a CPU the threads of a small model wait for one interpreter.
+            overlap: denoise and decode ahead in threads, with the same result, as of `pipeline.overlap.steps_of`.
             how: as in `Streams`.
         """
         streams = Streams(self, **how)
         streams.join("", state or self.new_stream(sample, y, seed), frames)
-        overlap = self.device.type != "cpu" if overlap is None else overlap
-        for _, chunk in overlapped(streams) if overlap else streams:
-            yield chunk
+        with closing(steps_of(streams, overlap)) as steps:
+            for chunks in steps:
+                yield from (chunk for _, chunk in chunks)
 
     @cached_property
     def checksum(self) -> str:

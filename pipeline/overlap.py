@@ -12,6 +12,14 @@ import torch
 from pipeline.streams import Chunk, Made, Streams
 
 
+def steps_of(streams: Streams, overlap: bool | None = None) -> Iterator[list[tuple[str, Chunk]]]:
+    """`streams.steps()`, overlapped if asked for; if not said, on a GPU: on a CPU a small model's threads wait for one
+    interpreter.
+    """
+    overlap = streams.pipe.device.type != "cpu" if overlap is None else overlap
+    return overlapped_steps(streams) if overlap else streams.steps()
+
+
 def overlapped(streams: Streams, depth: int = 2) -> Iterator[tuple[str, Chunk]]:
     """Chunks of all streams until the last one ends, as iterating over `streams` gives them; see `overlapped_steps`."""
     with closing(overlapped_steps(streams, depth)) as steps:
