@@ -19,9 +19,8 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
+from benchmarks.events import look, score
 
-ROOT = Path(__file__).parents[1]
-RATE, FRAMES = 16000, 32
 JOINT = [("guide", 25), ("guide", 100), ("guide", 400), ("replace", None)]
 METHODS = {"joint": JOINT, "independent": [*JOINT, ("clean", None)]}
 GIVEN = {"a2v": "sound", "v2a": "picture"}
@@ -35,7 +34,7 @@ def main(argv=None) -> None:
     p.add_argument("--data-path", type=Path, required=True, help="the demo's videos; those of test/ are used")
     p.add_argument("--clips", type=cli.positive, default=48, help="number of test videos, the same of each class")
     p.add_argument("--cfg-scale", type=float, default=2.0, help="classifier-free guidance, as in the demo")
-    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/conditional_demo.json", help="JSON file")
+    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/conditional_demo.json", help="JSON file")
     args = p.parse_args(argv)
     with TemporaryDirectory() as work:
         result = measure(args, Path(work))
@@ -45,7 +44,7 @@ def main(argv=None) -> None:
 def measure(args, work: Path) -> dict:
     """F1 of every method, and memory by length."""
     link_clips(args.data_path / "test", work / "clips", args.clips)
-    inputs = look(sorted((work / "clips").rglob("*.mp4")))
+    inputs = look(work / "clips")
     rows = []
     for task in GIVEN:
         for model, methods in METHODS.items():
@@ -53,7 +52,7 @@ def measure(args, work: Path) -> dict:
                 checkpoint = getattr(args, model)
                 cost = sample(task, checkpoint, work / "clips", work / "films", args.cfg_scale, method, scale)
                 rows.append({"task": task, "model": model, "method": method, "scale": scale,
-                             **score(task, inputs, look(sorted((work / "films").glob("*.mp4")))), **cost})  # fmt: skip
+                             **score(look(work / "films"), inputs), **cost})  # fmt: skip
                 print(json.dumps(rows[-1]), flush=True)
     return {"methods": rows, "memory": [memory(task, args, work) for task in GIVEN]}
 
@@ -74,7 +73,7 @@ def sample(
     command = [sys.executable, f"sample_{task}.py", "--model-ckpt", checkpoint, "--input", inputs, "--results-dir", to,
                "--method", method, "--cfg-scale", cfg_scale, "--device", "cpu"]  # fmt: skip
     command += ["--guidance-scale", scale] if scale else []
-    child = subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    child = subprocess.Popen(list(map(str, command)), cwd=cli.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = child.stderr.read().decode()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
@@ -84,35 +83,6 @@ def sample(
         "seconds": json.loads((to / "run.json").read_text())["seconds"],
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
         "peak_mib": usage.ru_maxrss / 1024,
-    }
-
-
-def look(paths: list[Path]) -> list[tuple]:
-    """(frames, wave) of each film."""
-    from data.av import read_audio, read_frames
-
-    return [(read_frames(path, 0, FRAMES), read_audio(path, 0, FRAMES * RATE // 10)) for path in paths]
-
-
-def score(task: str, inputs: list[tuple], films: list[tuple]) -> dict:
-    """F1 of the generated events against the given ones and against those given to others.
-
-    Seen and heard events are both found in the film: the given side of it is the input's own track. The threshold for
-    pings is fixed on the inputs.
-    """
-    from data.synthetic import FPS, calibrate, detect_bounces, detect_pings
-    from metrics.sync import bootstrap_f1, event_counts, f1, shuffled_f1
-
-    height = calibrate(wave for _, wave in inputs)
-    seen = [detect_bounces(frames) for frames, _ in films]
-    heard = [detect_pings(wave, RATE, FPS, height) for _, wave in films]
-    counts = [event_counts(v, a, FRAMES) for v, a in zip(seen, heard)]
-    return {
-        "f1": f1(counts),
-        "interval": bootstrap_f1(counts),
-        "shuffled": shuffled_f1(seen, heard, FRAMES),
-        "generated": sum(c.v if task == "a2v" else c.a for c in counts),
-        "given": sum(c.a if task == "a2v" else c.v for c in counts),
     }
 
 

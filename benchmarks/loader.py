@@ -26,7 +26,6 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 
-ROOT = Path(__file__).parents[1]
 SIZE, MELS = 64, 64
 ROUNDS = 5  # of training steps
 
@@ -43,7 +42,7 @@ def main(argv=None) -> None:
     p.add_argument("--step-ms", type=cli.positive, default=20, help="length of a training step")
     p.add_argument("--workers", type=cli.whole, default=2, help="of the DataLoader")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the videos and of the places")
-    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/loader_demo.json", help="JSON file")
+    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/loader_demo.json", help="JSON file")
     args = p.parse_args(argv)
     import torch
 

@@ -18,9 +18,8 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
+from benchmarks.events import FRAMES, look, score
 
-ROOT = Path(__file__).parents[1]
-FRAMES, RATE = 32, 16000
 BATCH = 24  # clips sampled together
 TUNING = """--model FLAV-tiny --image-size 64 --codec patch-pca --n-mels 64 --predict-frames 8 --batch-size 8
     --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine --ema-decay 0.99 --cache-latents
@@ -38,7 +37,7 @@ def main(argv=None) -> None:
     p.add_argument("--clips", type=cli.positive, default=48, help="generated for each F1, and real ones")
     p.add_argument("--cfg-scale", type=float, default=2.0, help="classifier-free guidance, as in the demo")
     p.add_argument("--seed", type=cli.whole, default=0, help="of training and sampling; the videos stay the same")
-    p.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/lora_demo.json", help="JSON file")
+    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/lora_demo.json", help="JSON file")
     args = p.parse_args(argv)
     args.model_ckpt = args.model_ckpt.resolve()
     if not (args.model_ckpt / "config.json").is_file():
@@ -127,32 +126,6 @@ def sample(args, to: Path, count: int, model_ckpt: Path | None = None, adapter: 
     cli.call("sample.py", "--model-ckpt", model_ckpt or args.model_ckpt, "--results-dir", to, "--num-videos", count,
          "--video-length", FRAMES, "--batch-size", BATCH, "--cfg-scale", args.cfg_scale, "--seed", args.seed,
          "--device", "cpu", *more)  # fmt: skip
-
-
-def look(folder: Path) -> list[tuple]:
-    """(frames, wave) of each film in a folder."""
-    from data.av import read_audio, read_frames
-
-    films = sorted(folder.rglob("*.mp4"))
-    return [(read_frames(path, 0, FRAMES), read_audio(path, 0, FRAMES * RATE // 10)) for path in films]
-
-
-def score(films: list[tuple], real: list[tuple], motion: str) -> dict:
-    """F1 of turns seen, as of a motion, against pings heard, whose threshold is fixed on the real clips."""
-    from data.synthetic import FPS, calibrate, detect_bounces, detect_pings
-    from metrics.sync import bootstrap_f1, event_counts, f1, shuffled_f1
-
-    height = calibrate(wave for _, wave in real)
-    seen = [detect_bounces(frames, motion) for frames, _ in films]
-    heard = [detect_pings(wave, RATE, FPS, height) for _, wave in films]
-    counts = [event_counts(v, a, FRAMES) for v, a in zip(seen, heard)]
-    return {
-        "f1": f1(counts),
-        "interval": bootstrap_f1(counts),
-        "shuffled": shuffled_f1(seen, heard, FRAMES),
-        "seen": sum(c.v for c in counts),
-        "heard": sum(c.a for c in counts),
-    }
 
 
 def reconstruction(checkpoint: Path, films: list[tuple]) -> float:

@@ -23,7 +23,6 @@ import cli
 from data.synthetic import EMPTY, FPS, SIZE, TEST_START, BallClip, draw_clip
 from metrics.sync import EventCounts
 
-ROOT = Path(__file__).parents[1]
 RATE = 16000  # Hz
 CURTAIN = 47  # grey level, midway between background and floor: the detectors see no ball in it
 OPEN, CLOSED = (12, 28), (1, 16)  # shortest and longest stretch of frames without and with the curtain, in training

@@ -17,8 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 from benchmarks import timing
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "runs/demo/export"
+DEMO = cli.ROOT / "runs/demo/export"
 LEGEND = (
     "`ratio` is how many times longer the other side takes than ours: the median over rounds in which both run in "
     "turn, with its quartiles. `of ceiling` is the share of the machine's measured matrix products. The JSON files "
@@ -90,8 +89,8 @@ def wanted(args, name: str) -> bool:
 def ran(name: str, command: list) -> bool:
     """Run one benchmark; whether it succeeded. Its last line says why where it did not."""
     print(f"{name} ...", flush=True)
-    command = [sys.executable, ROOT / "benchmarks" / command[0], *command[1:]]
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, cli.ROOT / "benchmarks" / command[0], *command[1:]]
+    done = subprocess.run([str(part) for part in command], cwd=cli.ROOT, capture_output=True, text=True)
     if done.returncode:
         print(f"{name} failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", flush=True)
     return done.returncode == 0
