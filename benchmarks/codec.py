@@ -38,10 +38,7 @@ def main(argv=None) -> None:
     p.add_argument("--frames", type=cli.positive, default=4, help="in a batch")
     timing.add_arguments(p, repeats=5)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
-    device, dtype = timing.begin(args)
-    ceiling = matmul_ceiling(device, dtype)
+    device, dtype, ceiling = timing.begin(args)
     rows = [row for name in args.codecs for row in measure(args, name, device, dtype, ceiling)]
     timing.report(__file__, args, METHOD, device, rows, matmul_ceiling_flops=ceiling)
 

@@ -17,10 +17,7 @@ def main(argv=None) -> None:
     p.add_argument("--batch-size", type=cli.positive, default=1, help="clips")
     timing.add_arguments(p)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
-    device, dtype = timing.begin(args)
-    ceiling = matmul_ceiling(device, dtype)
+    device, dtype, ceiling = timing.begin(args)
     rows, facts = measure(args, device, dtype, ceiling)
     method = "One forward pass of a rolling window with random weights and inputs, without gradients."
     timing.report(__file__, args, method, device, rows, matmul_ceiling_flops=ceiling, **facts)

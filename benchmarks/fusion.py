@@ -23,10 +23,7 @@ def main(argv=None) -> None:
     p.add_argument("--batch-size", type=cli.positive, default=1, help="clips")
     timing.add_arguments(p)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
-    device, dtype = timing.begin(args)
-    ceiling = matmul_ceiling(device, dtype)
+    device, dtype, ceiling = timing.begin(args)
     timing.report(__file__, args, METHOD, device, measure(args, device, dtype, ceiling), matmul_ceiling_flops=ceiling)
 
 

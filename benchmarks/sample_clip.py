@@ -27,10 +27,7 @@ def main(argv=None) -> None:
     p.add_argument("--switches", action=argparse.BooleanOptionalAction, default=True, help="time each switch off")
     timing.add_arguments(p)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
-    device, dtype = timing.begin(args)
-    ceiling = matmul_ceiling(device, dtype)
+    device, dtype, ceiling = timing.begin(args)
     rows, facts = measure(args, device, dtype, ceiling)
     method = (
         f"Clips of {args.frames} frames, {args.num_timesteps} steps per frame, random weights, nothing decoded; both "

@@ -37,13 +37,10 @@ def main(argv=None) -> None:
     p.add_argument("--frames", type=cli.whole, default=2000, help="of the long streams; 0 for none")
     timing.add_arguments(p)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
     if args.model_ckpt and not (args.model_ckpt / "config.json").is_file():
         p.error(f"{args.model_ckpt} has no config.json; give a checkpoint folder written by train.py")
-    device, dtype = timing.begin(args)
+    device, dtype, ceiling = timing.begin(args)
     pipe, plain, name = subjects_of(args, device, dtype)
-    ceiling = matmul_ceiling(device, dtype)
     rows = compare(args, pipe, plain, name, ceiling)
     rows += [long_stream(args, pipe, name, overlap) for overlap in (True, False) if args.frames]
     facts = {"config": dict(pipe.model._hub_mixin_config), "vocoder": pipe.spec.vocoder}

@@ -55,38 +55,26 @@ def add_model_arguments(parser: cli.Parser, model: str, whole: bool = True) -> N
 
 
 def begin(args):
-    """Set threads and seed; the device and dtype of the run, as torch has them.
+    """Set threads and seed; device and dtype of the run, as torch has them, and the ceiling there, FLOP/s.
 
     Raises:
         ValueError: the device cannot be used.
     """
     import torch
 
+    from pipeline.ceiling import matmul_ceiling
+
     cli.check_device(args.device)
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    return torch.device(args.device), getattr(torch, args.dtype)
-
-
-def synchronise(device) -> None:
-    """Wait for a GPU."""
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(run: Callable, device) -> float:
-    """Seconds of one call."""
-    synchronise(device)
-    began = time.perf_counter()
-    run()
-    synchronise(device)
-    return time.perf_counter() - began
+    device, dtype = torch.device(args.device), getattr(torch, args.dtype)
+    return device, dtype, matmul_ceiling(device, dtype)
 
 
 def alternate(sides: dict[str, Callable], args, device) -> dict[str, list[float]]:
     """Seconds of each run of each side, the sides in turn; by name, in the order of the rounds."""
+    from pipeline.ceiling import seconds_of
+
     for _ in range(args.warmup):
         for run in sides.values():
             run()
@@ -140,6 +128,8 @@ def peak_gib(device) -> float:
 def gpu_peaks(sides: dict[str, Callable], device) -> dict[str, float]:
     """GiB that torch's allocator holds at most while each side runs once more; nothing on a CPU."""
     import torch
+
+    from pipeline.ceiling import seconds_of
 
     peaks = {}
     for name, run in sides.items() if device.type == "cuda" else ():

@@ -30,10 +30,7 @@ def main(argv=None) -> None:
     p.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="time the plain side too")
     timing.add_arguments(p, repeats=5)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
-    device, dtype = timing.begin(args)
-    ceiling = matmul_ceiling(device, dtype)
+    device, dtype, ceiling = timing.begin(args)
     rows, facts = measure(args, device, dtype, ceiling)
     timing.report(__file__, args, METHOD, device, rows, matmul_ceiling_flops=ceiling, **facts)
 

@@ -28,10 +28,7 @@ def main(argv=None) -> None:
     p.add_argument("--chunks", type=cli.positive, nargs="+", default=[10, 40], help="mel frames in a piece")
     timing.add_arguments(p)
     args = p.parse_args(argv)
-    from pipeline.ceiling import matmul_ceiling
-
-    device, dtype = timing.begin(args)
-    ceiling = matmul_ceiling(device, dtype)
+    device, dtype, ceiling = timing.begin(args)
     rows = [row for name in args.vocoders for row in measure(args, name, device, dtype, ceiling)]
     timing.report(__file__, args, METHOD, device, rows, matmul_ceiling_flops=ceiling)
 

@@ -1,6 +1,7 @@
 """What a device can do at most, beside which the speed of a run means something."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -15,16 +16,22 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, seconds: float = 0.
     x, y = (torch.randn(N, N, device=device, dtype=dtype) for _ in range(2))
     best, tries, began = float("inf"), 0, time.perf_counter()
     while tries < 3 or time.perf_counter() - began < seconds:
-        best, tries = min(best, _seconds(x, y)), tries + 1
+        best, tries = min(best, seconds_of(lambda: x @ y, device)), tries + 1
     return 2 * N**3 / best
 
 
-def _seconds(x: torch.Tensor, y: torch.Tensor) -> float:
+def seconds_of(run: Callable, device: torch.device) -> float:
+    """Seconds of one call; a GPU is waited for before and after."""
+    _synchronise(device)
     began = time.perf_counter()
-    z = x @ y
-    if z.is_cuda:
-        torch.cuda.synchronize(z.device)
+    run()
+    _synchronise(device)
     return time.perf_counter() - began
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def data_sheet_flops(name: str, dtype: torch.dtype) -> float | None:

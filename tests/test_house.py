@@ -13,6 +13,11 @@ JOINTS = ("pipeline", "evaluation")  # where leaves meet
 ROOMS = (*LEAVES, *JOINTS)
 SHARED = ("cli", "conditional")  # by scripts
 SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem not in SHARED)
+BENCHMARKS = sorted(
+    f"benchmarks/{p.stem}"
+    for p in (ROOT / "benchmarks").glob("*.py")
+    if "def main" in p.read_text() and p.stem not in ("extend", "memory")  # which compute with numpy
+)
 OURS = {*ROOMS, *SCRIPTS, *SHARED}
 
 
@@ -76,7 +81,7 @@ def test_no_utils():
     assert not set(SCRIPTS) & {"utils", "helpers", "common", "misc"}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", [*SCRIPTS, *BENCHMARKS])
 def test_help_answers_before_anything_slow_is_imported(script):
     look = (
         "import runpy, sys\n"
