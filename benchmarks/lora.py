@@ -19,11 +19,9 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 from benchmarks.events import FRAMES, look, score
+from demo import TRAINING
 
 BATCH = 24  # clips sampled together
-TUNING = """--model FLAV-tiny --image-size 64 --codec patch-pca --n-mels 64 --predict-frames 8 --batch-size 8
-    --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine --ema-decay 0.99 --cache-latents
-    --log-every 100 --sample-every 0"""
 
 
 def main(argv=None) -> None:
@@ -45,7 +43,7 @@ def main(argv=None) -> None:
     with TemporaryDirectory() as work:
         result = measure(args, Path(work))
     facts = {key: value for key, value in vars(args).items() if key not in ("model_ckpt", "out")}
-    facts |= {"frames": FRAMES, "tuning": " ".join(TUNING.split())}
+    facts |= {"frames": FRAMES, "training": " ".join(TRAINING.split())}
     cli.write_json(args.out, {"machine": cli.machine(), **facts, **result})
 
 
@@ -109,8 +107,9 @@ def digests(folder: Path) -> dict[str, str]:
 def train(args, data: Path, run: Path, lr: float, *more) -> dict:
     """Fine-tune the base on a folder of videos: seconds by the clock, and of the CPU, which count no waiting."""
     began, used = time.perf_counter(), cpu_seconds()
-    cli.call("train.py", "--data-path", data, "--experiment-dir", run, "--init-from", args.model_ckpt, *TUNING.split(),
-         "--lr", lr, "--max-steps", args.steps, "--ckpt-every", args.steps, "--seed", args.seed, *more)  # fmt: skip
+    length = ("--max-steps", args.steps, "--ckpt-every", args.steps)
+    cli.call("train.py", "--data-path", data, "--experiment-dir", run, "--init-from", args.model_ckpt,
+             *TRAINING.split(), "--lr", lr, *length, "--seed", args.seed, *more)  # fmt: skip
     return {"lr": lr, "seconds": time.perf_counter() - began, "cpu_seconds": cpu_seconds() - used}
 
 
