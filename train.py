@@ -61,7 +61,7 @@ def parse(argv=None) -> argparse.Namespace:
     optim.add_argument("--compile", action="store_true", help="compile the blocks: faster steps after a slow first one")
     optim.add_argument("--max-steps", type=cli.positive, default=400_000, help="steps to train in all")
     optim.add_argument("--sampling", choices=["logit", "logit-noise", "uniform"], default="logit",
-                       help="weight of the loss over time; logit-noise counts pure noise too")  # fmt: skip
+                       help="weight of the loss over time; logit-noise counts pure noise a little")  # fmt: skip
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
     optim.add_argument("--independent-times", type=float, default=0.0, help="share of clips in which picture "
                        "and sound have different times or one is clean: for A2V and V2A, try 0.25")  # fmt: skip
