@@ -1,6 +1,6 @@
 """Streams in threads: the same to the bit, never far ahead, in order; errors and early ends leave nothing behind."""
 
-import _thread
+import signal
 import threading
 import time
 import traceback
@@ -321,8 +321,8 @@ def test_ctrl_c_while_waiting_for_a_step_ends_the_threads(pipe):
     def interrupting(*args, **conditions):
         calls.append(len(calls))
         if len(calls) == 5:
-            _thread.interrupt_main()
-            time.sleep(0.3)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # wakes it, as _thread's would not
+            time.sleep(1)
         return velocity(*args, **conditions)
 
     streams.velocity = interrupting
