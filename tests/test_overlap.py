@@ -314,8 +314,16 @@ def test_iterating_that_is_broken_off_ends_the_threads(pipe):
     unused.close()
 
 
-def test_ctrl_c_while_waiting_for_a_step_ends_the_threads(pipe):
-    streams = one_stream(pipe)
+@pytest.fixture
+def heard():
+    """SIGINT as Python hears it, also where tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_waiting_for_a_step_ends_the_threads(pipe, heard):
+    streams = one_stream(pipe, frames=99)
     velocity, calls = streams.velocity, []
 
     def interrupting(*args, **conditions):
