@@ -143,6 +143,7 @@ def short(data: Path, experiment: Path, steps: int) -> Path:
     return experiment
 
 
+@pytest.mark.slow
 def test_clock_that_jumps_back_an_hour_again_and_again_changes_nothing(balls, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
     now, calls = time.time, itertools.count()

@@ -235,6 +235,7 @@ def test_step_that_is_not_finite_in_one_process_changes_no_shard(sharded):
     assert steps == [2, 3, 5]  # the third step is left out
 
 
+@pytest.mark.slow
 def test_dead_rank_ends_the_run_and_the_same_command_goes_on_from_the_last_checkpoint_that_is_whole(
     sharded, balls, tmp_path
 ):
