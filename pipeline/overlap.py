@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from copy import copy
 from dataclasses import replace
 
@@ -18,13 +17,6 @@ def steps_of(streams: Streams, overlap: bool | None = None) -> Iterator[list[tup
     """
     overlap = streams.pipe.device.type != "cpu" if overlap is None else overlap
     return overlapped_steps(streams) if overlap else streams.steps()
-
-
-def overlapped(streams: Streams, depth: int = 2) -> Iterator[tuple[str, Chunk]]:
-    """Chunks of all streams until the last one ends, as iterating over `streams` gives them; see `overlapped_steps`."""
-    with closing(overlapped_steps(streams, depth)) as steps:
-        for chunks in steps:
-            yield from chunks
 
 
 def overlapped_steps(streams: Streams, depth: int = 2) -> Iterator[list[tuple[str, Chunk]]]:

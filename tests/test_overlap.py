@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusion.guidance import Guidance
 from diffusion.noise import Modality
 from pipeline import AVPipeline, Streams, StreamState
-from pipeline.overlap import overlapped, overlapped_steps
+from pipeline.overlap import overlapped_steps
 from tests.test_streams import T, clip, known, pipeline
 
 FAR = 5.0  # s, after which what should happen at once does not happen
@@ -67,6 +67,13 @@ def same(one, two) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(two) and all(map(same, one, two))
     return one == two
+
+
+def overlapped(streams, depth=2):
+    """Chunks of all streams, overlapped, as iterating over `streams` gives them."""
+    with closing(overlapped_steps(streams, depth)) as steps:
+        for chunks in steps:
+            yield from chunks
 
 
 def states(streams):
