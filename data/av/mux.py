@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 
-from data.av.read import MediaError, clock_zero, frame_ticks, open_media, reading, stream_of
+from data.av.media import MediaError, clock_zero, frame_ticks, open_media, reading, stream_of
 from data.av.write import CONTAINERS, part_of, writing
 
 PLAYED_IN_MP4 = {"h264", "hevc", "av1", "vp9", "mpeg4", "aac", "mp3", "ac3", "eac3", "alac", "opus"}
@@ -19,7 +19,7 @@ REORDERED = 16  # pictures that H.264 may hold back
 def mux(video_from: str | Path, audio_from: str | Path, out: str | Path, seconds: float | None = None) -> Path:
     """Write the picture of one file with the sound of another, packet for packet, in constant memory.
 
-    Each file's clock zero (see `data.av.read`) comes to lie on the other's, so sound that starts late, or before the
+    Each file's clock zero (see `data.av.media`) comes to lie on the other's, so sound that starts late, or before the
     picture, is still in sync. The file appears whole, under its name, and replaces an older one.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data.av.read import MediaError
+from data.av.media import MediaError
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}  # FFmpeg's names
 KEYFRAME = Fraction(1, 2)  # s; longest stretch of a growing film without a keyframe

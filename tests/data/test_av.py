@@ -214,7 +214,7 @@ def test_a_slice_far_inside_decodes_only_its_neighbourhood(tmp_path, monkeypatch
             decoded.append(frame.samples)
             return [frame]
 
-    monkeypatch.setattr("data.av.read.av.AudioResampler", lambda **kw: Counter())
+    monkeypatch.setattr("data.av.sound.av.AudioResampler", lambda **kw: Counter())
     assert read_audio(path, 800000, 1600).std() > 0.1
     assert sum(decoded) < 16000
 
