@@ -9,11 +9,20 @@ from pathlib import Path
 
 import av
 
-from data.av.media import MediaError, clock_zero, frame_ticks, open_media, reading, stream_of
+from data.av.media import (
+    REORDER,
+    MediaError,
+    begin_of,
+    clock_zero,
+    frame_ticks,
+    open_media,
+    reading,
+    stream_of,
+    tells_decoding_only,
+)
 from data.av.write import CONTAINERS, part_of, writing
 
 PLAYED_IN_MP4 = {"h264", "hevc", "av1", "vp9", "mpeg4", "aac", "mp3", "ac3", "eac3", "alac", "opus"}
-REORDERED = 16  # pictures that H.264 may hold back
 
 
 def mux(video_from: str | Path, audio_from: str | Path, out: str | Path, seconds: float | None = None) -> Path:
@@ -88,14 +97,15 @@ def _packets(
 def _timed(container: av.container.InputContainer, source: av.stream.Stream) -> Iterator[av.Packet]:
     """The packets of a stream in decoding order, on the file's clock."""
     zero = round(clock_zero(container) / source.time_base)
+    disordered = tells_decoding_only(source) and source.codec_context.has_b_frames
     opening = []  # Matroska tells no decoding times before the first pictures that are out of order
     with reading(container.name):
         for packet in container.demux(source):
             if not packet.size:  # the end
                 break
-            if packet.pts is None or len(opening) > REORDERED:
+            if packet.pts is None or len(opening) > REORDER or disordered:
                 raise MediaError(f"{container.name} has packets without a time; convert it to mp4 first")
-            packet.pts -= zero
+            packet.pts = begin_of(packet) - zero
             if packet.dts is None:
                 opening.append(packet)
                 continue
