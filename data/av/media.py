@@ -15,6 +15,7 @@ import av
 from av.stream import Disposition
 
 Kind = Literal["video", "audio"]
+REORDER = 16  # pictures that may be stored between one and the next to be shown, by the H.264 standard
 
 
 class MediaError(ValueError):
@@ -71,3 +72,19 @@ def rate_of(video: av.VideoStream) -> Fraction:
 def frame_ticks(stream: av.stream.Stream) -> int:
     """Length of one video frame in the stream's clock, for files that do not store it; 0 for other streams."""
     return round(1 / rate_of(stream) / stream.time_base) if stream.type == "video" else 0
+
+
+def begin_of(packet: av.Packet) -> int | None:
+    """When a packet is shown or heard, in its ticks; where a file does not say, when it is decoded."""
+    unsaid = packet.pts is None or tells_decoding_only(packet.stream)
+    return packet.dts if unsaid else packet.pts
+
+
+def tells_decoding_only(stream: av.stream.Stream) -> bool:
+    """Whether a file says when pictures are decoded, but not when they are shown: AVI. FFmpeg invents the latter."""
+    return stream.type == "video" and stream.container.format.name == "avi"
+
+
+def can_seek(container: av.container.InputContainer) -> bool:
+    """Whether the first packets after a seek are whole and have their own times: not in MPEG program streams."""
+    return container.format.name != "mpeg"

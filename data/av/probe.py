@@ -1,6 +1,7 @@
 """What there is in a media file, by its packets: sizes, lengths, gaps, and whether it is whole."""
 
 import heapq
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -8,13 +9,24 @@ from pathlib import Path
 import av
 
 from data.av.grid import grid_length
-from data.av.media import Kind, MediaError, clock_zero, frame_ticks, open_media, rate_of, stream_of, streams_of
+from data.av.media import (
+    REORDER,
+    Kind,
+    MediaError,
+    begin_of,
+    clock_zero,
+    frame_ticks,
+    open_media,
+    rate_of,
+    stream_of,
+    streams_of,
+)
 from data.av.pixels import pixels
 
 KINDS = {"video": "picture", "audio": "sound"}
 CUT = 0.5  # s; a file that ends this much before its header says is cut
 HEADERLESS = ("mp3", "aac")  # FFmpeg guesses the length of these from their bit rate
-REORDER = 16  # pictures that may be stored between one and the next to be shown, by the H.264 standard
+FROM_ZERO = ("matroska,webm", "asf")  # their headers count the length from time zero, others from the first packet
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class MediaInfo:
-    """What `probe` finds: picture size after rotation, and the length of the picture by its time stamps."""
+    """What `probe` finds: size of the upright picture in square pixels, and its length by its time stamps."""
 
     path: Path
     width: int  # pixels
@@ -59,7 +71,7 @@ def probe(path: str | Path) -> MediaInfo:
         picture = next(container.decode(video), None)
         if picture is None:
             raise MediaError(f"{path} has a video stream without a single picture; encode it again or remove it")
-        height, width = pixels(picture).shape[:2]
+        height, width = pixels(picture, video).shape[:2]
         seconds, gaps = _seconds(path, "video")
         return MediaInfo(
             path=Path(path),
@@ -98,7 +110,7 @@ def _seconds(path: str | Path, kind: Kind) -> tuple[float, dict[Kind, Gap]]:
     """End of the picture or the sound by the time stamps of its packets, checked against the header; and the gaps."""
     with open_media(path) as container:
         stream, zero = stream_of(container, kind), clock_zero(container)
-        promised = ((container.start_time or 0) + container.duration) / av.time_base if container.duration else 0
+        promised = _promised(container)
         tracks, trouble = _tracks(container)
         ends = [track.end * track.time_base for track in tracks.values() if track.end is not None]
         mine = tracks.get(stream.index)
@@ -114,16 +126,45 @@ def _seconds(path: str | Path, kind: Kind) -> tuple[float, dict[Kind, Gap]]:
     return float(end - zero), gaps
 
 
+def _promised(container: av.container.InputContainer) -> float:
+    """End of a file by its header, in the seconds of its time stamps; 0 where it tells none."""
+    start = 0 if container.format.name in FROM_ZERO else container.start_time or 0
+    return (start + container.duration) / av.time_base if container.duration else 0
+
+
 def _tracks(container: av.container.InputContainer) -> tuple[dict[int, "_Times"], str]:
-    """Times of each stream, by its packets, and why reading stopped before the end of the file, or ""."""
+    """Times of each stream, by its packets, and why reading stopped before the end of the file, or "".
+
+    Raises:
+        MediaError: more than one picture in ten has no time.
+    """
     tracks: dict[int, _Times] = {}
+    pictures = Counter()  # by whether they have a time
+    trouble = ""
     try:
         for packet in container.demux():
-            if not packet.is_discard and (packet.pts, packet.dts) != (None, None):
-                tracks.setdefault(packet.stream_index, _Times(packet.time_base)).add(packet)
+            if packet.is_discard:
+                continue
+            if (begin := begin_of(packet)) is not None:
+                track = tracks.setdefault(packet.stream_index, _Times(packet.time_base))
+                track.add(begin, packet.duration or frame_ticks(packet.stream), _decoded_length(packet))
+            if packet.size and packet.stream.type == "video":
+                pictures[begin is not None] += 1
     except av.FFmpegError as error:
-        return tracks, f" ({error.strerror})"
-    return tracks, ""
+        trouble = f" ({error.strerror})"
+    if pictures[False] > pictures.total() // 10:
+        raise MediaError(
+            f"{container.name} tells no time of {pictures[False]} of its {pictures.total()} pictures; "
+            f"encode it as mp4 first"
+        )
+    return tracks, trouble
+
+
+def _decoded_length(packet: av.Packet) -> int:
+    """Ticks of a packet of sound whose container does not tell its length (WavPack and ALAC in Matroska), else 0."""
+    if packet.duration or packet.stream.type != "audio" or not packet.stream.codec_context:
+        return 0
+    return round(sum(Fraction(frame.samples, frame.sample_rate) for frame in packet.decode()) / packet.time_base)
 
 
 class _Times:
@@ -131,26 +172,25 @@ class _Times:
 
     def __init__(self, time_base: Fraction):
         self.time_base, self.end = time_base, None
-        self._ahead: list[int] = []  # starts that earlier ones may still follow
-        self._last, self._longest = None, (0, 0)
+        self._ahead: list[tuple[int, int]] = []  # spans that earlier ones may still follow
+        self._filled, self._longest = None, (0, 0)
 
-    def add(self, packet: av.Packet) -> None:
-        """Take in the next packet; one without a time of its own (B-frames of AVI) counts by when it is decoded."""
-        if packet.pts is not None:
-            end = packet.pts + (packet.duration or frame_ticks(packet.stream))
-            self.end = end if self.end is None else max(self.end, end)
-        heapq.heappush(self._ahead, packet.dts if packet.pts is None else packet.pts)
+    def add(self, begin: int, told: int, decoded: int) -> None:
+        """Take in the next packet; the length that a file tells may hide a gap, the decoded one cannot."""
+        end = begin + max(told, decoded)
+        self.end = end if self.end is None else max(self.end, end)
+        heapq.heappush(self._ahead, (begin, begin + decoded))
         if len(self._ahead) > REORDER:
-            self._pass(heapq.heappop(self._ahead))
+            self._pass(*heapq.heappop(self._ahead))
 
-    def _pass(self, start: int) -> None:
-        if self._last is not None:
-            self._longest = max(self._longest, (start - self._last, self._last))
-        self._last = start
+    def _pass(self, begin: int, filled: int) -> None:
+        if self._filled is not None:
+            self._longest = max(self._longest, (begin - self._filled, self._filled))
+        self._filled = filled
 
     def gap(self, zero: Fraction) -> Gap:
         """The longest one, when all packets are in; the time that the last one lasts counts too."""
-        for start in (*sorted(self._ahead), *([] if self.end is None else [self.end])):
-            self._pass(start)
+        for span in (*sorted(self._ahead), *([] if self.end is None else [(self.end, self.end)])):
+            self._pass(*span)
         ticks, at = self._longest
         return Gap(float(ticks * self.time_base), float(at * self.time_base - zero))

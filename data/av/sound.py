@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchaudio.functional import resample
 
-from data.av.media import MediaError, clock_zero, open_media, stream_of
+from data.av.media import MediaError, can_seek, clock_zero, open_media, stream_of
 
 Channels = Literal["mean", "first"]
 
@@ -134,7 +134,7 @@ def _sounds(
     rate, zero = audio.codec_context.sample_rate, clock_zero(container)
     tick = audio.time_base * rate  # samples; above 1, pts cannot name a sample
     since = Fraction(first, rate) - Fraction(PREROLL)
-    if since > 0 and tick <= 1:
+    if since > 0 and tick <= 1 and can_seek(container):
         container.seek(int((since + zero) / audio.time_base), stream=audio)
     to_float = av.AudioResampler(format="flt")  # not planar: PyAV reads stray memory at 8 planes and more
     expected = None
@@ -143,7 +143,9 @@ def _sounds(
             raise MediaError(
                 f"{container.name} changes from {rate} to {frame.sample_rate} Hz in mid-track; convert it to one rate"
             )
-        position = round((frame.pts * audio.time_base - zero) * rate)
+        position = expected if frame.pts is None else round((frame.pts * audio.time_base - zero) * rate)
+        if position is None:
+            continue  # cannot be placed
         if tick > 1 and expected is not None and abs(position - expected) <= 2 * tick:
             position = expected  # rounding of the clock, not a gap
         if expected is not None and position - expected > GAP * rate:
