@@ -126,7 +126,7 @@ def test_turned_and_mirrored_pictures_are_shown_upright(tmp_path, matrix):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-@pytest.mark.parametrize("aspect, width", [((4, 3), 80), ((3, 4), 45), ((1, 1), 60), ((250, 1), 60), ((1, 250), 60)])
+@pytest.mark.parametrize("aspect, width", [((4, 3), 80), ((3, 4), 45), ((1, 1), 60), ((20, 1), 60), ((1, 20), 60)])
 def test_pixels_come_out_square_and_a_damaged_shape_is_ignored(tmp_path, suffix, aspect, width):
     pixels = np.zeros((60, 60, 3), np.uint8)
     pixels[:30, 45:] = 255
@@ -207,12 +207,10 @@ def test_pictures_without_times_are_not_copied_out_of_order(tmp_path):
     assert abs(onsets(read_audio(out))[0] - 1) < 0.001
 
 
-def test_a_picture_that_is_not_coded_shows_the_one_before(tmp_path):
-    path = write(tmp_path / "a.avi", [numbered(k) for k in range(24)], codec="mpeg4", bit_rate=10**6)
+def test_a_last_picture_that_the_decoder_swallows_leaves_the_one_before(tmp_path):
+    path = write(tmp_path / "a.mkv", [numbered(k) for k in range(24)], codec="mpeg2video", bit_rate=10**6)
     data = bytearray(path.read_bytes())
-    last = data.rindex(b"\0\0\1\xb6") + 4  # then type (2 bits), "0", "1", time (5 bits), "1", and whether it is coded
-    assert data[last + 1] & 0x20
-    data[last + 1] &= ~0x20
+    data[data.rindex(b"\0\0\1\0") + 3] = 0xB2  # the code of a picture becomes that of a comment
     path.write_bytes(data)
     assert numbers(assert_windows_equal_the_whole(path)) == [*range(23), 22]
 
