@@ -1,7 +1,6 @@
 """What there is in a media file, by its packets: sizes, lengths, gaps, and whether it is whole."""
 
 import heapq
-from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -114,6 +113,11 @@ def _seconds(path: str | Path, kind: Kind) -> tuple[float, dict[Kind, Gap]]:
         tracks, trouble = _tracks(container)
         ends = [track.end * track.time_base for track in tracks.values() if track.end is not None]
         mine = tracks.get(stream.index)
+        if kind == "video" and mine and 10 * mine.timeless > mine.timed + mine.timeless:
+            raise MediaError(
+                f"{path} tells no time of {mine.timeless} of its {mine.timed + mine.timeless} pictures; "
+                f"encode it as mp4 first"
+            )
         end = mine.end * mine.time_base if mine and mine.end is not None else zero
         guessed = container.format.name in HEADERLESS
         firsts = {k: next(iter(streams_of(container, k)), None) for k in KINDS}
@@ -133,31 +137,20 @@ def _promised(container: av.container.InputContainer) -> float:
 
 
 def _tracks(container: av.container.InputContainer) -> tuple[dict[int, "_Times"], str]:
-    """Times of each stream, by its packets, and why reading stopped before the end of the file, or "".
-
-    Raises:
-        MediaError: more than one picture in ten has no time.
-    """
+    """Times of each stream, by its packets, and why reading stopped before the end of the file, or ""."""
     tracks: dict[int, _Times] = {}
-    pictures = Counter()  # by whether they have a time
-    trouble = ""
     try:
         for packet in container.demux():
-            if packet.is_discard:
+            if packet.is_discard or not packet.size:
                 continue
-            if (begin := begin_of(packet)) is not None:
-                track = tracks.setdefault(packet.stream_index, _Times(packet.time_base))
+            track = tracks.setdefault(packet.stream_index, _Times(packet.time_base))
+            if (begin := begin_of(packet)) is None:
+                track.timeless += 1
+            else:
                 track.add(begin, packet.duration or frame_ticks(packet.stream), _decoded_length(packet))
-            if packet.size and packet.stream.type == "video":
-                pictures[begin is not None] += 1
     except av.FFmpegError as error:
-        trouble = f" ({error.strerror})"
-    if pictures[False] > pictures.total() // 10:
-        raise MediaError(
-            f"{container.name} tells no time of {pictures[False]} of its {pictures.total()} pictures; "
-            f"encode it as mp4 first"
-        )
-    return tracks, trouble
+        return tracks, f" ({error.strerror})"
+    return tracks, ""
 
 
 def _decoded_length(packet: av.Packet) -> int:
@@ -172,11 +165,13 @@ class _Times:
 
     def __init__(self, time_base: Fraction):
         self.time_base, self.end = time_base, None
+        self.timed = self.timeless = 0  # packets that say when they are shown or heard, and that do not
         self._ahead: list[tuple[int, int]] = []  # spans that earlier ones may still follow
         self._filled, self._longest = None, (0, 0)
 
     def add(self, begin: int, told: int, decoded: int) -> None:
         """Take in the next packet; the length that a file tells may hide a gap, the decoded one cannot."""
+        self.timed += 1
         end = begin + max(told, decoded)
         self.end = end if self.end is None else max(self.end, end)
         heapq.heappush(self._ahead, (begin, begin + decoded))
