@@ -19,13 +19,12 @@ from torch.utils.data import Dataset
 
 from data.av import Channels, Gap, MediaError, iter_frames, probe, read_audio
 from data.frames import Resize, fit
+from data.loudness import PEAK, SILENCE, lost_in_mono, peak_of
 
 SUFFIXES = {".mp4", ".webm", ".avi", ".mkv", ".mov"}
 SPLITS = ("train", "test")
-PEAK = 0.95  # of a normalised wave
-SILENCE = 1e-4  # a track that never gets louder (-80 dB) is silent
 LONGEST_GAP = 2  # s; without a new picture or without sound for longer, a clip of a second would show no event
-VERSION = 2  # of the index file
+VERSION = 3  # of the index file
 MOST_FRAMES = 2**31  # of one file: seven years at 10 fps
 
 
@@ -86,27 +85,20 @@ def examine(folder: Path, file: Path, fps: int, sample_rate: int, channels: Chan
         frames = info.frames(fps)
         problem = _too_long(info.gaps) if info.has_audio else "no sound track"
         if not problem:
-            peak = _peak(folder / file, frames * sample_rate // fps, sample_rate, channels)
-            problem = "" if peak > SILENCE else "silent"
+            how = dict(sample_rate=sample_rate, channels=channels, samples=frames * sample_rate // fps)
+            peak = peak_of(folder / file, **how)
+            problem = lost_in_mono(folder / file, peak, **how) or ("" if peak > SILENCE else "silent")
     except MediaError as error:
         problem = f"unreadable: {error}"
     return Entry(file.as_posix(), stat.st_size, stat.st_mtime_ns, frames, peak, problem)
 
 
 def _too_long(gaps: dict[str, Gap]) -> str:
-    """What is wrong with the longest gap of a file; sound that begins late or ends early leaves none."""
-    kind, gap = max(gaps.items(), key=lambda pair: pair[1].seconds, default=("video", Gap(0, 0)))
-    missing = {"video": "new picture", "audio": "sound"}[kind]
-    if gap.seconds <= LONGEST_GAP:
-        return ""
-    return f"too long gaps: no {missing} for {gap.seconds:.1f} s from {gap.at:.1f} s on"
-
-
-def _peak(path: Path, samples: int, sample_rate: int, channels: Channels) -> float:
-    """Largest absolute sample of the first `samples`, a minute at a time."""
-    minute = 60 * sample_rate
-    waves = (read_audio(path, k, min(minute, samples - k), sample_rate, channels) for k in range(0, samples, minute))
-    return max((wave.abs().max().item() for wave in waves), default=0.0)
+    """What is wrong with the gaps of a file, "" if none is too long."""
+    for kind, missing in (("video", "new picture"), ("audio", "sound")):
+        if kind in gaps and (gap := gaps[kind]).seconds > LONGEST_GAP:
+            return f"too long gaps: no {missing} for {gap.seconds:.1f} s from {gap.at:.1f} s on"
+    return ""
 
 
 def load_index(

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from data.av import MediaError, iter_audio, iter_frames
-from data.clips import PEAK, ClipDataset, Entry
+from data.clips import ClipDataset, Entry
 from data.frames import fit
 from data.latents import EncodedFile, LatentDataset
+from data.loudness import PEAK
 from models.codec import PatchPCA, check_size, load_codec
 from pipeline.avcodec import AVCodec, make_vocoder
 from pipeline.spec import AVSpec

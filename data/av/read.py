@@ -41,7 +41,7 @@ class MediaError(ValueError):
 
 @dataclass(frozen=True)
 class Gap:
-    """The longest time in a stream without a new picture, or without sound."""
+    """The longest time without a new picture; or without sound while there is a picture, at its ends too."""
 
     seconds: float
     at: float  # s, on the clock of the file
@@ -103,6 +103,7 @@ class AudioInfo:
     seconds: float  # from the clock's zero to the last packet's end; what `read_audio` gives may differ by a packet
     sample_rate: int  # Hz
     channels: int
+    gap: Gap
 
 
 def probe_audio(path: str | Path) -> AudioInfo:
@@ -113,7 +114,8 @@ def probe_audio(path: str | Path) -> AudioInfo:
     """
     with open_media(path) as container:
         context = stream_of(container, "audio").codec_context
-        return AudioInfo(Path(path), _seconds(path, "audio")[0], context.sample_rate, context.channels)
+        seconds, gaps = _seconds(path, "audio")
+        return AudioInfo(Path(path), seconds, context.sample_rate, context.channels, gaps.get("audio", Gap(0, 0)))
 
 
 def grid_length(seconds: float, rate: float, fps: float) -> int:
@@ -259,13 +261,16 @@ def _seconds(path: str | Path, kind: Kind) -> tuple[float, dict[Kind, Gap]]:
     with open_media(path) as container:
         stream, zero = stream_of(container, kind), clock_zero(container)
         promised = ((container.start_time or 0) + container.duration) / av.time_base if container.duration else 0
-        tracks, trouble = _tracks(container)
+        tracks, trouble = _tracks(container, zero)
         ends = [track.end * track.time_base for track in tracks.values() if track.end is not None]
         mine = tracks.get(stream.index)
         end = mine.end * mine.time_base if mine and mine.end is not None else zero
         guessed = container.format.name in HEADERLESS
         firsts = {k: next(iter(_streams(container, k)), None) for k in KINDS}
-        gaps = {k: tracks[s.index].gap(zero) for k, s in firsts.items() if s and s.index in tracks}
+        found = {k: tracks[s.index] for k, s in firsts.items() if s and s.index in tracks}
+        shown = found.get("video")
+        until = shown.end * shown.time_base if shown and shown.end is not None else None
+        gaps = {k: times.gap(until) for k, times in found.items()}
     if trouble or (max(ends, default=zero) < promised - CUT and not guessed):
         raise MediaError(
             f"{path} is cut or damaged: {float(end - zero):.2f} s of {KINDS[kind]} can be read of a file of "
@@ -274,13 +279,13 @@ def _seconds(path: str | Path, kind: Kind) -> tuple[float, dict[Kind, Gap]]:
     return float(end - zero), gaps
 
 
-def _tracks(container: av.container.InputContainer) -> tuple[dict[int, "_Times"], str]:
+def _tracks(container: av.container.InputContainer, zero: Fraction) -> tuple[dict[int, "_Times"], str]:
     """Times of each stream, by its packets, and why reading stopped before the end of the file, or ""."""
     tracks: dict[int, _Times] = {}
     try:
         for packet in container.demux():
             if not packet.is_discard and (packet.pts, packet.dts) != (None, None):
-                tracks.setdefault(packet.stream_index, _Times(packet.time_base)).add(packet)
+                tracks.setdefault(packet.stream_index, _Times(packet.time_base, zero)).add(packet)
     except av.FFmpegError as error:
         return tracks, f" ({error.strerror})"
     return tracks, ""
@@ -289,31 +294,42 @@ def _tracks(container: av.container.InputContainer) -> tuple[dict[int, "_Times"]
 class _Times:
     """End and longest gap of one stream, in its ticks, out of packets in the order of decoding, in constant memory."""
 
-    def __init__(self, time_base: Fraction):
+    def __init__(self, time_base: Fraction, zero: Fraction):
         self.time_base, self.end = time_base, None
-        self._ahead: list[int] = []  # starts that earlier ones may still follow
-        self._last, self._longest = None, (0, 0)
+        self._zero = self._last = round(zero / time_base)
+        self._ahead: list[tuple[int, int]] = []  # (start, until when it fills a gap), which earlier ones may still follow
+        self._longest = 0, self._zero
 
     def add(self, packet: av.Packet) -> None:
         """Take in the next packet; one without a time of its own (B-frames of AVI) counts by when it is decoded."""
+        start = packet.dts if packet.pts is None else packet.pts
         if packet.pts is not None:
-            end = packet.pts + (packet.duration or frame_ticks(packet.stream))
+            end = start + (packet.duration or frame_ticks(packet.stream))
             self.end = end if self.end is None else max(self.end, end)
-        heapq.heappush(self._ahead, packet.dts if packet.pts is None else packet.pts)
+        heapq.heappush(self._ahead, (start, start + _sounding(packet)))
         if len(self._ahead) > REORDER:
-            self._pass(heapq.heappop(self._ahead))
+            self._pass(*heapq.heappop(self._ahead))
 
-    def _pass(self, start: int) -> None:
-        if self._last is not None:
-            self._longest = max(self._longest, (start - self._last, self._last))
-        self._last = start
+    def _pass(self, start: int, until: int) -> None:
+        self._longest = max(self._longest, (start - self._last, self._last))
+        self._last = max(self._last, until)
 
-    def gap(self, zero: Fraction) -> Gap:
-        """The longest one, when all packets are in; the time that the last one lasts counts too."""
-        for start in (*sorted(self._ahead), *([] if self.end is None else [self.end])):
-            self._pass(start)
+    def gap(self, until: Fraction | None) -> Gap:
+        """The longest one from the clock's zero to `until` (s; None: to the end of the stream), when all is in."""
+        end = self.end if until is None else round(until / self.time_base)
+        for start, lasts in (*sorted(self._ahead), *([] if end is None else [(end, end)])):
+            self._pass(start, lasts)
         ticks, at = self._longest
-        return Gap(float(ticks * self.time_base), float(at * self.time_base - zero))
+        return Gap(float(ticks * self.time_base), float((at - self._zero) * self.time_base))
+
+
+def _sounding(packet: av.Packet) -> int:
+    """Ticks for which a packet of sound is heard; 0 of a picture, which is new for an instant only."""
+    if packet.stream.type != "audio":
+        return 0
+    heard = packet.stream.codec_context
+    known = heard and heard.sample_rate and round(heard.frame_size / heard.sample_rate / packet.time_base)
+    return min(filter(None, (known, packet.duration)), default=0)  # mp4 lets a packet before a gap last until its end
 
 
 def frame_ticks(stream: av.stream.Stream) -> int:
