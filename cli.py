@@ -89,9 +89,11 @@ def _source(text: str) -> str:
     return str(Path(text).resolve()) if Path(text).is_dir() else text
 
 
-def load_pipeline(args: argparse.Namespace):
+def load_pipeline(args: argparse.Namespace, channels: str | None = None):
     """The pipeline that `add_checkpoint_arguments` describes.
 
+    Args:
+        channels: how sound that is given becomes mono, if not as in training.
     Raises:
         ValueError, OSError: the device or the checkpoint cannot be used.
     """
@@ -102,7 +104,7 @@ def load_pipeline(args: argparse.Namespace):
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     check_device(device)
     dtype = getattr(torch, args.dtype)
-    facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter)
+    facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter, channels)
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     share_cores(pipe.model)
     if args.compile:

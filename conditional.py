@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser, given: str) -> None:
                        help=f"guide: by the gradient of the error in the {given}; replace: without it, in half the "
                        f"time; clean: shows the model the {given} without noise, for which it must have been trained "
                        "with --independent-times")  # fmt: skip
+    if given == "sound":
+        group.add_argument("--channels", choices=["mean", "first"], help="how the sound becomes mono for the model; as "
+                           "in its training if not given")  # fmt: skip
     group.add_argument("--guidance-scale", type=float, default=25.0, help="of --method guide, per sample; the released "
                        "100 is divided by its batch of 4")  # fmt: skip
 
@@ -61,19 +64,22 @@ def sample(args: argparse.Namespace, given: str) -> None:
     """
     folder = cli.output_folder(args.results_dir)
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
     from pipeline.conditional import conditioned_streams, examine, find_inputs, folder_labels, generate
 
     path = args.input or args.data_path / args.split
     files = find_inputs(path, given)[: args.num_videos]
-    pipe = cli.load_pipeline(args)
+    pipe = cli.load_pipeline(args, channels=args.channels if given == "sound" else None)
     names = pipe.spec.class_names
     y = cli.labels(args.classes, names, len(files)) if args.classes else folder_labels(files, path, names)
-    jobs, problems = examine(pipe, files, y, given, args.video_length, partial(tqdm, unit="file", desc="examining"))
+    with logging_redirect_tqdm():
+        examining = partial(tqdm, unit="file", desc="examining")
+        jobs, problems = examine(pipe, files, y, given, args.video_length, examining)
     streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, args.num_timesteps, args.cfg_scale)
     made, began = {}, time.perf_counter()
     total = sum(job.source.frames for job in jobs)
-    with tqdm(total=total, unit="frame") as bar:
+    with tqdm(total=total, unit="frame") as bar, logging_redirect_tqdm():
         for job, frames, film in generate(streams, jobs, args.seed, args.batch_size, folder):
             bar.update(frames)
             if film:
@@ -91,7 +97,9 @@ def sample(args: argparse.Namespace, given: str) -> None:
 def _record(job, file: str, spec) -> dict:
     """What samples.jsonl says of a film."""
     label = {} if job.y is None else {"y": job.y, "class": spec.class_names[job.y]}
-    return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames, **label}
+    notes = {"notes": job.source.notes} if job.source.notes else {}
+    return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames,
+            **label, **notes}  # fmt: skip
 
 
 def _sheet(folder: Path, records: list[dict], spec) -> None:

@@ -78,6 +78,7 @@ class AVPipeline:
         codec_source: str | None = None,
         vocoder: str | None = None,
         adapter: str | Path | None = None,
+        channels: str | None = None,
         **speed,
     ) -> "AVPipeline":
         """A checkpoint that train.py exported, or a released one, from a folder or the hub.
@@ -87,6 +88,7 @@ class AVPipeline:
             codec_source: where the frame codec's weights are, if not where the checkpoint says.
             vocoder: "griffin-lim" to do without the trained vocoder of a checkpoint.
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
+            channels: "mean" or "first", how sound that is given becomes mono, if not as in training.
             speed: skip, tables, as of the class.
         Raises:
             FileNotFoundError, ValueError: something is missing or contradicts the checkpoint, in one sentence.
@@ -99,7 +101,7 @@ class AVPipeline:
         spec = AVSpec.load(folder) if stored else released_spec(model, str(source), audio_scale)
         if audio_scale is not None and audio_scale != spec.audio_scale:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
-        overrides = {"codec_source": codec_source, "vocoder": vocoder}
+        overrides = {"codec_source": codec_source, "vocoder": vocoder, "channels": channels}
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
         return cls(model, AVCodec.load(folder, spec), device, dtype, **speed)
 

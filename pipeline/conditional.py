@@ -1,11 +1,13 @@
 """A picture for a given sound (A2V), a sound for a given picture (V2A): what sample_a2v.py and sample_v2a.py share."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unicodedata import normalize
 
 import torch
 
@@ -15,6 +17,8 @@ from diffusion.noise import Modality
 from pipeline.avpipeline import AVPipeline
 from pipeline.sources import SIDE, PictureSource, SoundSource, Source
 from pipeline.streams import Streams
+
+LONGEST_NAME = 40  # characters of an input's name in that of its film: a file name may have 255 bytes
 
 SOURCES: dict[str, type[Source]] = {"sound": SoundSource, "picture": PictureSource}
 
@@ -29,7 +33,9 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"sample_{self.sample:05d}"
+        """Of its film: the number, and the input's own name as far as every system takes it."""
+        own = re.sub(r"[^\w.-]+", "_", normalize("NFC", self.source.path.stem))[:LONGEST_NAME].strip("._")
+        return "_".join(filter(None, (f"sample_{self.sample:05d}", own)))
 
 
 def find_inputs(path: Path, given: str) -> list[Path]:
@@ -77,8 +83,8 @@ def examine(
 ) -> tuple[list[Job], list[str]]:
     """Jobs of the files that can be used, and what is wrong with the others.
 
-    All that can be wrong is found before long work: each file's track is read to its end, though not decoded, and its
-    first second is copied into a film.
+    All that can be wrong is found before long work: each file's track is read to its end, its sound decoded, and its
+    first second is put into a film.
 
     Args:
         given: "sound" or "picture". most: frames of each file; 0 for all. progress: wraps the files, as tqdm does.

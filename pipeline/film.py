@@ -1,5 +1,6 @@
 """A stream on its way to a file: chunks in, picture and sound out, with the real clip that it may begin with."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data.av import Writer, iter_audio, probe, read_frames
-from data.clips import PEAK, clip_sound
+from data.av import Gap, Writer, probe, read_frames
+from data.clips import clip_sound
 from data.frames import fit, to_uint8
+from data.loudness import PEAK, usable_peak
 from pipeline.avcodec import AVCodec
 from pipeline.state import StreamState
 from pipeline.streams import Chunk
 
 FADE = 0.02  # s, from the real sound to the generated one at the end of an extended clip
 BLOCK = 64  # frames of a real clip in memory at once
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,17 @@ class RealClip:
 
     @classmethod
     def open(cls, path: Path, codec: AVCodec) -> "RealClip":
-        """Look through a file in constant memory.
+        """Look through a file in constant memory; a hole in its sound is warned of.
 
         Raises:
-            MediaError: it has no picture or no sound, or cannot be read.
+            MediaError: it has no picture or no sound, or cannot be read or used.
         """
-        spec = codec.spec
-        frames = probe(path).frames(spec.fps)
-        blocks = iter_audio(path, spec.sample_rate, spec.sample_rate, spec.channels)
-        return cls(path, codec, frames, max((block.abs().max().item() for block in blocks), default=0.0))
+        spec, info = codec.spec, probe(path)
+        peak = usable_peak(path, spec.sample_rate, spec.channels)
+        gap = info.gaps.get("audio", Gap(0, 0))
+        if gap.seconds > 1 / spec.fps:
+            log.warning("%s has no sound for %.1f s from %.1f s on, and so has its film", path, gap.seconds, gap.at)
+        return cls(path, codec, info.frames(spec.fps), peak)
 
     def read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Frames (count,3,H,W) in [-1,1] from `first` on, and their sound with its context."""

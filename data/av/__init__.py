@@ -1,5 +1,6 @@
 """Media files in and out: the only package that imports PyAV."""
 
+from data.av.anew import encode_film
 from data.av.mux import mux
 from data.av.read import (
     AudioInfo,
@@ -26,6 +27,7 @@ __all__ = [
     "MediaError",
     "MediaInfo",
     "Writer",
+    "encode_film",
     "grid_length",
     "iter_audio",
     "iter_frames",

@@ -87,7 +87,7 @@ def probe(path: str | Path) -> MediaInfo:
             path=Path(path),
             width=width,
             height=height,
-            fps=float(_rate(video)),
+            fps=float(rate_of(video)),
             seconds=seconds,
             sample_rate=heard.sample_rate if heard else 0,
             channels=heard.channels if heard else 0,
@@ -252,7 +252,8 @@ def clock_zero(container: av.container.InputContainer) -> Fraction:
     return (first.start_time or 0) * first.time_base
 
 
-def _rate(video: av.VideoStream) -> Fraction:
+def rate_of(video: av.VideoStream) -> Fraction:
+    """Mean pictures per second."""
     return video.average_rate or video.guessed_rate or Fraction(25)
 
 
@@ -297,7 +298,7 @@ class _Times:
     def __init__(self, time_base: Fraction, zero: Fraction):
         self.time_base, self.end = time_base, None
         self._zero = self._last = round(zero / time_base)
-        self._ahead: list[tuple[int, int]] = []  # (start, until when it fills a gap), which earlier ones may still follow
+        self._ahead: list[tuple[int, int]] = []  # (start, until when it fills a gap); earlier ones may follow
         self._longest = 0, self._zero
 
     def add(self, packet: av.Packet) -> None:
@@ -334,7 +335,7 @@ def _sounding(packet: av.Packet) -> int:
 
 def frame_ticks(stream: av.stream.Stream) -> int:
     """Length of one video frame in the stream's clock, for files that do not store it; 0 for other streams."""
-    return round(1 / _rate(stream) / stream.time_base) if stream.type == "video" else 0
+    return round(1 / rate_of(stream) / stream.time_base) if stream.type == "video" else 0
 
 
 def _pictures(path: str | Path, fps: float, start: int) -> Iterator[tuple[Fraction, av.VideoFrame | None]]:
@@ -356,7 +357,7 @@ def _pictures(path: str | Path, fps: float, start: int) -> Iterator[tuple[Fracti
             yield begin, frame
         if frame is not None:
             end = begin + (frame.duration or frame_ticks(video)) * video.time_base
-            yield grid_length(float(end), float(_rate(video)), fps) / Fraction(fps), None
+            yield grid_length(float(end), float(rate_of(video)), fps) / Fraction(fps), None
 
 
 def _pixels(frame: av.VideoFrame) -> np.ndarray:
