@@ -9,7 +9,7 @@ import torch
 
 import sample_a2v
 import sample_v2a
-from data.av import to_int16, write_clip
+from data.av import write_clip
 from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec
@@ -45,12 +45,12 @@ def pictures(frames: int, height: int = 24, width: int = 32, seed: int = 0):
 
 
 def write_sound(path: Path, samples, rate: int, codec: str, channels: int = 1) -> Path:
-    """A file with sound alone."""
+    """A file with sound alone: float samples (N,), the same in each channel, or (channels,N)."""
     with av.open(str(path), "w") as container:
         layout = "mono" if channels == 1 else "stereo"
         stream = container.add_stream(codec, rate=rate, layout=layout)
-        data = to_int16(samples).numpy()[None].repeat(channels, 0).T.reshape(1, -1).copy()
-        frame = av.AudioFrame.from_ndarray(data, format="s16", layout=layout)
+        data = samples.expand(channels, -1).T.reshape(1, -1).contiguous().numpy()
+        frame = av.AudioFrame.from_ndarray(data, format="flt", layout=layout)
         frame.sample_rate, frame.pts = rate, 0
         resampler = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
         for part in (*resampler.resample(frame), *resampler.resample(None)):
