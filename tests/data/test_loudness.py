@@ -55,6 +55,7 @@ def test_mean_of_opposite_phases_is_no_silence_but_lost_and_the_other_way_is_nam
         (0, 1, "first", "silent with --channels first, not with --channels mean"),
         (0, 1, "mean", ""),
         (1, -0.8, "mean", ""),  # a tenth is left
+        (1, -0.998, "mean", "silent with --channels mean, not with --channels first"),  # as a lossy codec leaves them
         (0, 0, "mean", "silent"),
         (0.002, 0.002, "mean", ""),  # faint, and so is each channel
     ],
