@@ -1,5 +1,6 @@
 """A picture for a given sound (A2V), a sound for a given picture (V2A): what sample_a2v.py and sample_v2a.py share."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from pipeline.streams import Streams
 LONGEST_NAME = 40  # characters of an input's name in that of its film: a file name may have 255 bytes
 
 SOURCES: dict[str, type[Source]] = {"sound": SoundSource, "picture": PictureSource}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def folder_labels(files: list[Path], path: Path, class_names: tuple[str, ...]) -
 def examine(
     pipe: AVPipeline, files: list[Path], labels: list[int | None], given: str, most: int, progress: Callable = iter
 ) -> tuple[list[Job], list[str]]:
-    """Jobs of the files that can be used, and what is wrong with the others.
+    """Jobs of the files that can be used, and what is wrong with the others, which is warned of.
 
     All that can be wrong is found before long work: each file's track is read to its end, its sound decoded, and its
     first second is put into a film.
@@ -106,6 +109,8 @@ def examine(
         raise MediaError(
             problems[0] if len(files) == 1 else f"none of {len(files)} files can be used, for {problems[0]}"
         )
+    for problem in problems:
+        log.warning("skipped: %s", problem)
     return jobs, problems
 
 
