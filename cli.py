@@ -9,9 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from data.folders import composed, nearest
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -169,11 +172,21 @@ def labels(text: str | None, class_names: tuple[str, ...], count: int) -> list[i
 
 
 def _class(name: str, class_names: tuple[str, ...]) -> int:
-    if name in class_names:
-        return class_names.index(name)
+    if composed(name) in class_names:
+        return class_names.index(composed(name))
     if name.isdecimal() and int(name) < len(class_names):
         return int(name)
-    raise ValueError(f"class {name!r} does not exist; choose {', '.join(class_names)} or 0 to {len(class_names) - 1}")
+    raise ValueError(
+        f"class {name!r} does not exist{nearest(name, class_names)}; choose {', '.join(class_names)} or "
+        f"0 to {len(class_names) - 1}"
+    )
+
+
+def bar(desc: str, unit: str = "file", **more) -> Callable:
+    """Wraps a wait as tqdm does: shows how far it is once it lasts longer than a second, and goes when it ends."""
+    from tqdm import tqdm
+
+    return partial(tqdm, desc=desc, unit=unit, leave=False, delay=1, **more)
 
 
 def output_folder(path: Path) -> Path:
@@ -195,7 +208,7 @@ def output_folder(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a file; it appears complete or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    part.write_text(text, "utf-8", "backslashreplace")  # names of files need not be UTF-8
     part.replace(path)
 
 
@@ -269,6 +282,7 @@ def run(main: Callable[[], None]) -> None:
 
     RFLAV_TRACEBACK=1 shows where they came from.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files need not be UTF-8
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -62,14 +62,17 @@ def sample(args: argparse.Namespace, given: str) -> None:
     folder = cli.output_folder(args.results_dir)
     from tqdm import tqdm
 
+    from data.folders import by_reason
     from pipeline.conditional import conditioned_streams, examine, find_inputs, folder_labels, generate
 
     path = args.input or args.data_path / args.split
-    files = find_inputs(path, given)[: args.num_videos]
+    files, unread = find_inputs(path, given)
     pipe = cli.load_pipeline(args)
     names = pipe.spec.class_names
     y = cli.labels(args.classes, names, len(files)) if args.classes else folder_labels(files, path, names)
+    files, y = files[: args.num_videos], y and y[: args.num_videos]
     jobs, problems = examine(pipe, files, y, given, args.video_length, partial(tqdm, unit="file", desc="examining"))
+    problems += unread
     streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, args.num_timesteps, args.cfg_scale)
     made, began = {}, time.perf_counter()
     total = sum(job.source.frames for job in jobs)
@@ -85,7 +88,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
     _sheet(folder, records[:SHEET_CLIPS], pipe.spec)
     length = total / pipe.spec.fps
     print(f"{folder}: {len(jobs)} films, {length:.1f} s in {seconds:.1f} s, {length / seconds:.2f} x real time"
-          + (f"; skipped {len(problems)} inputs ({problems[0]})" if problems else ""))  # fmt: skip
+          + (f"; skipped {len(problems)} inputs: {by_reason(problems)}" if problems else ""))  # fmt: skip
 
 
 def _record(job, file: str, spec) -> dict:

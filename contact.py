@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.folders import printable
 
 if TYPE_CHECKING:  # torch and matplotlib load after the arguments are known to be good
     from matplotlib.axes import Axes
@@ -124,7 +125,7 @@ def draw_frames(axes: Axes, clip: Clip) -> None:
         axes.imshow(picture.numpy(), extent=(k / clip.fps, end / clip.fps, 0, 1), aspect="auto")
         axes.axvline(end / clip.fps, color="white", linewidth=1)
     axes.set(ylim=(0, 1), xticks=[], yticks=[])
-    axes.set_title(clip.title, loc="left", fontsize=10)
+    axes.set_title(printable(clip.title or ""), loc="left", fontsize=10, parse_math=False)  # names have any letters
     axes.spines[:].set_visible(False)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.folders import nearest_path
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from evaluation.measures import Measure
@@ -82,7 +83,7 @@ def check(p: cli.Parser, args) -> None:
         p.error("--real is missing; give a folder with real videos")
     for path in filter(None, (args.fake, args.real, args.train)):
         if not path.is_dir():
-            p.error(f"{path} is no folder; give one with videos")
+            p.error(f"{path} is no folder{nearest_path(path)}; give one with videos")
     if "memorisation" in args.metrics and not args.train:
         p.error("memorisation compares with the videos trained on; give --train")
 
@@ -231,9 +232,11 @@ def write(args, setting: Setting, result: Result, seconds: dict[str, float]) -> 
 
 
 def _said(folder: dict) -> str:
+    from data.folders import by_reason
+
     rates, sizes = ", ".join(f"{rate:g}" for rate in folder["fps"]), ", ".join(folder["sizes"])
-    problems = f"; {len(folder['problems'])} files skipped" if folder["problems"] else ""
-    return f"{folder['path']}: {folder['videos']} videos, {sizes} px, {rates} fps{problems}"
+    skipped = by_reason(folder["problems"])
+    return f"{folder['path']}: {folder['videos']} videos, {sizes} px, {rates} fps; skipped {skipped}"
 
 
 def sweep(args) -> None:

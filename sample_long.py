@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.folders import nearest_path
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from pipeline import AVPipeline, Streams, StreamState
@@ -57,7 +58,7 @@ def parse(argv=None):
         p.error("--class-schedule and --classes contradict each other; give one of them")
     for path in (args.resume, args.fork, *(args.extend or ())):
         if path and not path.is_file():
-            p.error(f"{path} does not exist; give a file")
+            p.error(f"{path} does not exist{nearest_path(path)}; give a file")
     return args
 
 

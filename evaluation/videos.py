@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from data.av import MediaError, probe, read_audio, read_frames
-from data.clips import SPLITS, SUFFIXES
+from data.folders import SPLITS, SUFFIXES, Skipped, walk
 
 FPS = 10  # grid on which all videos are compared; a file of another rate is read by time
 FRAMES = 16  # of a clip
@@ -64,7 +64,7 @@ class Folder:
 
     path: Path
     videos: list[Video]
-    problems: list[tuple[str, str]]
+    problems: Skipped
 
     def facts(self) -> dict:
         """For the record: how many videos, of which sizes and rates, and what is wrong with the others."""
@@ -94,8 +94,8 @@ def find_videos(path: Path, split: str, sound: bool, progress: Callable | None =
         ValueError: there is none that can be used, or it is a data set without that split.
     """
     root = _root(path, split)
-    found = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+    found, skipped = walk(root)
+    files = [root / file for file in found]
     if not files:
         raise ValueError(f"{root} has no videos ({', '.join(sorted(SUFFIXES))}); give a folder that has some")
     with ThreadPoolExecutor() as pool:
@@ -103,6 +103,7 @@ def find_videos(path: Path, split: str, sound: bool, progress: Callable | None =
         looked = list(progress(looked, total=len(files)) if progress else looked)
     videos = [found for found in looked if isinstance(found, Video)]
     problems = [(str(file), found) for file, found in zip(files, looked) if isinstance(found, str)]
+    problems += [(str(root / file), reason) for file, reason in skipped]
     if not videos:
         raise ValueError(f"{root} has no usable video: {told(problems)}; replace them")
     return Folder(root, videos, problems)
@@ -130,11 +131,11 @@ def _look(path: Path, sound: bool) -> Video | str:
     except MediaError as error:
         return str(error).removeprefix(f"{path} ").partition(";")[0]
     if info.fps < SLOWEST:
-        return f"{info.fps:.2g} frames a second, so its clock is damaged"
+        return f"damaged clock: {info.fps:.2g} frames a second"
     if sound and not info.has_audio:
         return "no sound track"
     if (frames := info.frames(FPS)) < FRAMES:
-        return f"{frames} frames at {FPS} fps, fewer than {FRAMES}"
+        return f"fewer than {FRAMES} frames at {FPS} fps: {frames}"
     return Video(path, sha256_of(path), frames, info.width, info.height, info.fps, info.has_audio)
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from data.av import MediaError, iter_audio, iter_frames, mux, probe, probe_audio
-from data.clips import PEAK, SILENCE, SUFFIXES
+from data.clips import PEAK, SILENCE
+from data.folders import SUFFIXES
 from data.frames import fit
 from diffusion.noise import Modality
 from pipeline.avcodec import AVCodec

@@ -385,9 +385,9 @@ def test_released_line_parses_as_printed():
 
 def test_folder_is_the_class_by_name_or_for_a_released_model_by_order(films):
     path = films / "test"
-    files = find_inputs(path, "picture")
+    files, skipped = find_inputs(path, "picture")
     assert folder_labels(files, path, NAMES) == folder_labels(files, path, ("0", "1", "2")) == [0, 1, 2, 2]
-    assert folder_labels(files, path, ()) == [None] * 4
+    assert folder_labels(files, path, ()) == [None] * 4 and not skipped
     assert folder_labels([files[0]], files[0], NAMES) == folder_labels([files[0]], files[0].parent, NAMES) == [None]
 
 
@@ -410,9 +410,10 @@ def test_files_that_cannot_be_used_are_named_and_skipped(checkpoint, tmp_path, c
     write_video(inputs / "c.mp4", 5, sound=False)
     out = run("a2v", checkpoint, tmp_path / "out", "--input", inputs)
     assert [r["file"] for r in records(out)] == ["sample_00001.mp4"]
-    skipped = json.loads((out / "run.json").read_text())["skipped"]
-    assert len(skipped) == 2 and "a.mp4 cannot be read" in skipped[0] and "c.mp4 has no audio" in skipped[1]
-    assert "skipped 2 inputs" in capsys.readouterr().out
+    first, second = json.loads((out / "run.json").read_text())["skipped"]
+    assert first[0] == str(inputs / "a.mp4") and "a.mp4 cannot be read" in first[1]
+    assert second[0] == str(inputs / "c.mp4") and "c.mp4 has no audio" in second[1]
+    assert "skipped 2 inputs: 1 cannot be read, 1 has no audio stream" in capsys.readouterr().out
 
 
 def complaint(capsys, script, *command) -> str:
@@ -433,7 +434,7 @@ def complaint(capsys, script, *command) -> str:
         ("a2v", lambda p: write_sound(p / "click.wav", tone(0.05), 16000, "pcm_s16le"), "shorter than one frame"),
         ("v2a", lambda p: write_video(p / "still.mp4", 1, 25), "still.mp4 is shorter than one frame of 0.1 s"),
         ("a2v", lambda p: p / "nothing.wav", "nothing.wav does not exist; give a file, or a folder"),
-        ("v2a", lambda p: p, "has no files with picture (.avi, "),
+        ("v2a", lambda p: p, "has no files with picture (.3gp, .avi, "),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(checkpoint, tmp_path, capsys, script, make, said):

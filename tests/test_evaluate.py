@@ -188,7 +188,7 @@ def test_skipped_files_are_named_in_the_record_and_counted_in_the_report(films, 
     found = run(films, tmp_path / "out", "--metrics", "fvd", fake=fake)
     ((path, reason),) = found["folders"]["fake"]["problems"]
     assert path == str(fake / "notes.mp4") and reason.startswith("cannot be read")
-    assert "1 files skipped" in (tmp_path / "out" / "report.html").read_text()
+    assert "skipped 1 cannot be read" in (tmp_path / "out" / "report.html").read_text()
 
 
 # ------------------------------------------------------------------------------------------------------- counts allowed
@@ -273,8 +273,8 @@ def test_unusable_folders_say_why(films, tmp_path, capsys):
     place(tmp_path / "one", 1)
     (tmp_path / "mixed" / "notes.mp4").write_text("no video")
     expected = {
-        "empty": "has no videos (.avi, .mkv, .mov, .mp4, .webm); give a folder that has some",
-        "short": "has no usable video: 000.mp4: 15 frames at 10 fps, fewer than 16;",
+        "empty": ".ts, .webm); give a folder that has some",
+        "short": "has no usable video: 000.mp4: fewer than 16 frames at 10 fps: 15;",
         "mixed": "has 5 clips of 16 frames at 10 fps, not 8 (1 files cannot be used: notes.mp4: cannot be read",
         "one": "has 1 clips of 16 frames at 10 fps, not 8; give --num 1, or --allow-fewer",
     }

@@ -135,9 +135,7 @@ def test_looking_is_shown_and_changes_nothing(template, tmp_path):
 def test_folder_without_videos_says_which_suffixes_count(tmp_path, there):
     for name in there:
         (tmp_path / name).write_text("")
-    with pytest.raises(
-        ValueError, match=r"has no videos \(\.avi, \.mkv, \.mov, \.mp4, \.webm\); give a folder that has"
-    ):
+    with pytest.raises(ValueError, match=r"has no videos \(\.3gp, \.avi, .*, \.webm\); give a folder that has"):
         find_videos(tmp_path, "test", True)
 
 
@@ -209,7 +207,7 @@ def test_video_of_fifteen_frames_is_too_short_and_one_of_sixteen_is_not(tmp_path
     film(tmp_path / "47 at 30.mp4", 47, fps=30)  # 16 tenths of a second begin within it
     found = find_videos(tmp_path, "test", True)
     assert names(found) == ["16.mp4", "47 at 30.mp4"]
-    assert found.problems == [(str(tmp_path / "15.mp4"), "15 frames at 10 fps, fewer than 16")]
+    assert found.problems == [(str(tmp_path / "15.mp4"), "fewer than 16 frames at 10 fps: 15")]
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all\n", bytes(range(256)) * 64])
@@ -254,7 +252,7 @@ SAMPLES, SIZE, DURATION, STEP = (b"stts", 12), (b"stsz", 12), (b"mdhd", 20), (b"
         ([(*SIZE, 10**9)], "cannot be read"),
         ([(*SAMPLES, 10**9), (*SIZE, 10**9)], "cannot be read"),
         ([(*SAMPLES, 10**9), (*SIZE, 10**9), (b"stsz", 8, 100)], "has a video stream without a single picture"),
-        ([(*STEP, 2**31 - 1), (b"mdhd", 16, 100)], "frames a second, so its clock is damaged"),
+        ([(*STEP, 2**31 - 1), (b"mdhd", 16, 100)], "damaged clock: "),
     ],
 )
 def test_header_that_claims_a_billion_frames_is_found_out_at_once(template, tmp_path, edits, reason):
