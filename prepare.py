@@ -38,8 +38,8 @@ def parse(argv=None):
                 "leave it out, or train on the videos themselves")  # fmt: skip
     if args.out.resolve() == args.data_path.resolve():
         p.error(f"--out {args.out} is the folder of the videos; choose another for the latents")
-    if printable(str(args.out)) != str(args.out):
-        p.error(f"--out {args.out} is not UTF-8, which safetensors asks of paths; choose another folder")
+    if (out := printable(str(args.out))) != str(args.out):
+        p.error(f"--out {out} is not UTF-8, which safetensors asks of paths; choose another folder")
     return args
 
 

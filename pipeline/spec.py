@@ -157,9 +157,11 @@ def fetch_checkpoint(source: str) -> Path:
 
 
 def _nearest(source: str) -> str:
-    """For an error: a checkpoint beside or inside of what was given."""
+    """For an error: the checkpoint of a name like the one given, or what train.py exported there or beside it."""
     path = Path(source)
-    return nearest_path(path, _is_checkpoint) or nearest_path(path / "export", _is_checkpoint)
+    near = nearest_path(path, _is_checkpoint) or nearest_path(path / "export", _is_checkpoint)
+    beside = (folder / "export" for folder in path.parents[:2])
+    return near or next((f" (did you mean {export}?)" for export in beside if _is_checkpoint(export)), "")
 
 
 def _is_checkpoint(folder: Path) -> bool:

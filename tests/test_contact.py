@@ -1,7 +1,9 @@
 """The contact sheet: picture and sound of one instant lie at the same place of one time axis."""
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,3 +126,11 @@ def test_mistakes_end_in_one_sentence_and_exit_code_2(arguments, message, capsys
 def test_help_imports_neither_torch_nor_matplotlib():
     check = "import sys, contact; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_titles_may_have_any_letters(tmp_path):
+    """Names of files become titles: no letter is a formula, and bytes that are not UTF-8 are shown as such."""
+    figure = draw([replace(flash_and_click(4, 1), title=os.fsdecode(b"caf\xe9 $\\frac$"))])
+    title = figure.axes[0].get_title(loc="left")
+    figure.savefig(tmp_path / "sheet.png", dpi=20)
+    assert title == r"caf\xe9 $\frac$" and (tmp_path / "sheet.png").stat().st_size

@@ -405,3 +405,33 @@ def test_errors_of_the_script_are_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.run(prepare.main)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_names_that_are_not_utf8_are_prepared_or_skipped_by_name(videos, tmp_path, capsys, no_sheet):
+    """As recorders and old discs leave them; bytes that are not UTF-8 must reach every file and the terminal."""
+    shutil.rmtree(videos / "test")
+    shutil.rmtree(videos / "train" / "green")
+    red, name = videos / "train" / "red", os.fsdecode(b"caf\xe9$.mp4")
+    (red / "ball_00002.mp4").rename(red / name)
+    red.rename(videos / "train" / os.fsdecode(b"ros\xe9"))
+    broken = os.fsdecode(b"ros\xe9/tot\xff.mp4")
+    (videos / "train" / broken).write_bytes(b"no video")
+    out = run(videos, tmp_path / "out")
+    assert "skipped 1 unreadable" in capsys.readouterr().out
+    assert [e["path"] for e in index(out)["splits"]["train"]["skipped"]] == [broken]
+    data = PreparedDataset(out)
+    assert data.class_names == ("blue", r"ros\xe9")
+    paths = {data[i]["path"] for i in range(len(data)) if data[i]["y"] == 1}
+    assert paths == {str(out / "train" / r"ros\xe9" / r"caf\xe9$.mp4.safetensors")}
+    before = modified(out)
+    run(videos, out)
+    assert modified(out) == before
+
+
+def test_folder_for_latents_must_be_utf8(balls, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare.parse(argv(balls, tmp_path / os.fsdecode(b"l\xe9")))
+    assert "is not UTF-8" in capsys.readouterr().err

@@ -290,3 +290,56 @@ def test_the_peak_of_a_long_file_is_found_past_its_first_minute(tmp_path):
     write_clip(tmp_path / "a.mp4", torch.zeros(620, 16, 16, 3, dtype=torch.uint8), wave)
     entry = clips.examine(tmp_path, Path("a.mp4"), 10, 16000, "mean")
     assert entry.frames == 620 and entry.peak == read_audio(tmp_path / "a.mp4", 0, 620 * 1600).abs().max().item() > 0.5
+
+
+@pytest.mark.parametrize("keep", [0, 1e9])
+def test_an_index_that_is_broken_off_goes_on_with_what_was_examined(root, monkeypatch, keep):
+    """Kept every few seconds, for a killed process, and at Ctrl-C."""
+    monkeypatch.setattr(clips, "KEEP", keep)
+    there = []
+
+    def interrupted(entries, total):
+        for i, entry in enumerate(entries):
+            if i == 2:
+                there.extend(root.glob(".index-train-*.json"))
+                raise KeyboardInterrupt
+            yield entry
+
+    with pytest.raises(KeyboardInterrupt):
+        small(root, progress=interrupted)
+    totals = []
+    small(root, progress=lambda entries, total: totals.append(total) or entries)
+    assert totals == [1] and len(there) == (keep == 0)
+
+
+def test_writing_the_index_again_and_again_stays_a_small_share_of_the_time(root, monkeypatch):
+    """However large it is: seconds are those of a clock that writing 10 s each and examining 1 s each move."""
+    now, written = [0.0], []
+    monkeypatch.setattr(clips.time, "monotonic", lambda: now[0])
+
+    def save(cache, entries):
+        written.append(len(entries))
+        now[0] += 10
+
+    def examined():
+        for i in range(2000):
+            now[0] += 1
+            yield clips.Entry(str(i), 1, 1, 1, 0.5, "")
+
+    monkeypatch.setattr(clips, "_save_cache", save)
+    clips._collect(examined(), {}, root)
+    assert written[0] <= clips.KEEP and 9 <= len(written) <= 11 and 10 * len(written) < 2000 / 15
+
+
+def test_deep_files_are_of_their_first_folders_class_and_unread_ones_are_skipped_by_name(root):
+    deep = root / "train" / "ball" / "2019" / "june"
+    deep.mkdir(parents=True)
+    (root / "train" / "ball" / "b.mp4").rename(deep / "b.mp4")
+    (deep / "c.wmv").write_text("")
+    (root / "train" / "thumbnails").mkdir()
+    (root / "train" / "thumbnails" / "b.jpg").write_text("")
+    data = small(root)
+    found = {os.path.relpath(data[i]["path"], root / "train"): data[i]["y"] for i in range(len(data))}
+    assert found == {"ball/2019/june/b.mp4": 0, "ball/a.mp4": 0, "car/c.mp4": 1} and data.class_names == ("ball", "car")
+    assert data.skipped == [(str(deep / "c.wmv"), "unread .wmv: convert it to mp4")]
+    assert data.summary().endswith("skipped 1 unread .wmv")

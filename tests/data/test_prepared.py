@@ -234,3 +234,12 @@ def test_folder_is_prepared_once_its_index_is_there(root, tmp_path):
     (root / INDEX).unlink()
     with pytest.raises(FileNotFoundError, match=r"run prepare\.py"):
         PreparedDataset(root)
+
+
+def test_class_names_of_an_older_index_are_composed(root):
+    """An index of before may hold "é" as two characters, as macOS does."""
+    index = json.loads((root / INDEX).read_text().replace('"a/', '"e\\u0301/').replace('"a"', '"e\\u0301"'))
+    (root / INDEX).write_text(json.dumps(index))
+    (root / "train" / "a").rename(root / "train" / "e\u0301")
+    data = PreparedDataset(root, "train", 3)
+    assert data.class_names == ("\u00e9", "b") and [data[i]["y"] for i in range(5)] == [0, 0, 0, 1, 1]
