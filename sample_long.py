@@ -208,7 +208,7 @@ def open_film(args, pipe: AVPipeline, begun: Beginning, files: ExitStack) -> Fil
     path = args.out or args.results_dir / f"{begun.name}.{args.container}"
     size = (spec.image_size, spec.image_size, spec.fps, spec.sample_rate)
     writer = files.enter_context(Writer(path, *size, preset="endless", container=container))
-    return Film(writer, begun.state, begun.real, args.save_latents)
+    return Film(writer, begun.state, begun.real, args.save_latents, cli.bar("reading", "block"))
 
 
 def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> None:

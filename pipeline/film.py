@@ -1,6 +1,6 @@
 """A stream on its way to a file: chunks in, picture and sound out, with the real clip that it may begin with."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,9 +57,9 @@ class RealClip:
         context = self.codec.context
         return to_uint8(frames).movedim(1, -1), wave[context : len(wave) - context]
 
-    def blocks(self, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The film of frames 0..stop-1, in pieces."""
-        for first in range(0, stop, BLOCK):
+    def blocks(self, stop: int, progress: Callable = iter) -> Iterator[tuple[Tensor, Tensor]]:
+        """The film of frames 0..stop-1, in pieces, whose row `progress` wraps as tqdm does."""
+        for first in progress(range(0, stop, BLOCK)):
             yield self.film(first, min(BLOCK, stop - first))
 
 
@@ -72,13 +72,21 @@ class Film:
         real: clip that stands in for the first frames of the stream; over its last 20 ms the sound fades into the
             generated one, which avoids a click.
         latents: keep the latents, for `save_latents`.
+        progress: wraps the blocks of the real clip, as tqdm does.
     """
 
-    def __init__(self, writer: Writer, state: StreamState, real: RealClip | None = None, latents: bool = False):
+    def __init__(
+        self,
+        writer: Writer,
+        state: StreamState,
+        real: RealClip | None = None,
+        latents: bool = False,
+        progress: Callable = iter,
+    ):
         self.writer, self.state, self.real = writer, state, real
         self.latents = [] if latents else None
         if real:  # what lies before the window needs no stream
-            for frames, wave in real.blocks(state.frame):
+            for frames, wave in real.blocks(state.frame, progress):
                 writer.write(frames, wave)
 
     def write(self, chunk: Chunk) -> None:

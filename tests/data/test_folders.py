@@ -171,3 +171,5 @@ def test_the_split_given_as_the_data_set_is_answered_with_the_folder_above(put):
         scan(root / "train", "train")
     with pytest.raises(ValueError, match=r"trian does not exist \(did you mean .*/train\?\)"):
         find_inputs(root / "trian", "picture")
+    with pytest.raises(ValueError, match=r"does not exist \(did you mean .*/data\?\); give a folder with train/"):
+        scan(put("data/train/a.mp4") / "dtaa", "train")
