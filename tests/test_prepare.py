@@ -343,7 +343,10 @@ def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_she
         yield from frames(path, *args)
 
     monkeypatch.setattr(pipeline.encode, "iter_frames", damaged)
+    bars = []
+    monkeypatch.setattr(cli, "bar", lambda desc: lambda work, total=None: bars.append(desc) or work)
     out = run(videos, tmp_path / "out", "--codec=patch-pca")
+    assert {*bars} == {"indexing", "reading"}  # what takes long has a bar
     found = {e["path"]: e["reason"].partition(":")[0] for e in index(out)["splits"]["train"]["skipped"]}
     bad = "green/ball_00004.mp4"
     gaps = dict.fromkeys(("red/jump.mp4", "red/hole.mp4"), "too long gaps")

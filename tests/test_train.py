@@ -159,6 +159,7 @@ def test_audio_scale_is_measured_and_stored(finished, balls):
 def test_run_json_has_the_arguments_and_the_number_of_processes(finished):
     run = json.loads((finished[0] / "run.json").read_text())
     assert run["processes"] == 1 and run["arguments"]["batch_size"] == 6 and run["parameters"] > 1e6
+    assert run["skipped"] == []
 
 
 def test_nothing_half_written_is_left(finished):
