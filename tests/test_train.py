@@ -495,7 +495,7 @@ def test_empty_data_folder(tmp_path, capsys):
     assert "has no folder 'train'" in complaint(capsys, argv(tmp_path, tmp_path / "E"))
     (tmp_path / "train").mkdir()
     assert "has no videos" in complaint(capsys, argv(tmp_path, tmp_path / "E"))
-    assert "has no folder 'train'" in complaint(capsys, argv(tmp_path / "nowhere", tmp_path / "E"))
+    assert "nowhere does not exist" in complaint(capsys, argv(tmp_path / "nowhere", tmp_path / "E"))
 
 
 def test_folder_of_corrupt_files_only(tmp_path, capsys):
