@@ -229,6 +229,35 @@ def test_no_power_at_all_is_180_decibels_down(net):
     assert net.spectrogram(torch.zeros(1, SHORT)).eq(-180).all()
 
 
+# Sixteen bits
+
+
+def test_floor_is_the_power_that_rounding_to_16_bit_adds(net):
+    rounding = torch.rand(8, SHORT, generator=torch.Generator().manual_seed(0)) - 0.5  # steps of int16
+    power = 10 ** (net.spectrogram(rounding / 32767.5).flatten(1, 2)[..., 1:-1] / 10)  # (8, 1023, frames) all full
+    ratio = power.mean((0, 2)) / net.rounding_power()
+    assert 0.95 < ratio.mean() < 1.05 and 0.4 < ratio.min() and ratio.max() < 2  # 48 frames a bin, exponential
+
+
+def test_sound_hears_nothing_that_no_16_bit_file_can_hold(net, short):
+    """A pause of pure zeros, as a 16-bit file has and a decoder of AAC has not: noise in it, and in all of a clip."""
+    gated = (short[:2] * (torch.arange(SHORT) < 2500)).mul(32768).round() / 32768
+    noise = torch.randn(gated.shape, generator=torch.Generator().manual_seed(0)) / 32768 / 60
+    features = net.embed(gated, "sound")
+    apart = (features[0] - features[1]).norm()
+    for other in (gated + noise, gated + noise * (gated == 0)):
+        assert (net.embed(other, "sound") - features).norm(dim=1).max() < 0.01 * apart
+
+
+def test_sound_hears_the_last_bit_of_a_16_bit_file(net):
+    """The floor is no gate: noise of a step in silence is another sound."""
+    silence = torch.zeros(1, SHORT)
+    last_bit = torch.randint(-1, 2, (1, SHORT), generator=torch.Generator().manual_seed(0)) / 32768
+    floor = net.rounding_power()
+    quiet, heard = (net.spectrogram(rescaled(x * 32768), floor).mean() for x in (silence, last_bit))
+    assert heard - quiet > 3  # dB
+
+
 # Weights
 
 
