@@ -5,6 +5,7 @@ import struct
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from data.av import write_clip
+from evaluation import drift, synchrony
 from evaluation.videos import FRAMES, Clip, Folder, Video, find_videos, told
 
 GREYS = 32  # frame k of a film is grey, level 8 (k % 32): nearest levels tell which frame is shown
@@ -66,9 +68,54 @@ def test_windows_of_a_video_share_no_frame_and_end_within_it():
     assert starts == [0, 16, 32]  # a fourth would end at frame 64
 
 
-def test_fewer_clips_are_the_beginning_of_more():
+def test_fewer_clips_are_a_part_of_more_and_all_first_windows_come_first():
     folder = of_lengths(50, 16, 33)
-    assert [folder.clips(n) for n in range(7)] == [folder.clips(6)[:n] for n in range(7)]
+    for n in range(6):
+        fewer, more = ({clip.key for clip in folder.clips(m)} for m in (n, n + 1))
+        assert len(fewer) == n and fewer < more
+    assert {clip.start for clip in folder.clips(3)} == {0} and len({clip.video for clip in folder.clips(3)}) == 3
+
+
+def in_classes(names, **sizes):
+    """A folder of videos whose contents are named by `names`, and whose classes are called as the keywords are."""
+    root, contents = Path("root"), iter(names)
+    videos = [Video(root / group / f"{i:03d}.mp4", next(contents), 80, 16, 16, 10.0, True)
+              for group, size in sizes.items() for i in range(size)]  # fmt: skip
+    return Folder(root, sorted(videos, key=lambda video: video.path), [])
+
+
+def test_few_clips_and_few_long_videos_are_of_all_classes():
+    folder = in_classes(map(str, range(63)), blue=21, green=21, red=21)
+    for chosen in (folder.choose(9), folder.choose(9, frames=33), [clip.video for clip in folder.clips(9)]):
+        assert sorted(map(folder.class_of, chosen)) == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
+    more = [folder.class_of(clip.video) for clip in folder.clips(72) if clip.start]  # nine of the second windows
+    assert sorted(more) == ["blue"] * 3 + ["green"] * 3 + ["red"] * 3
+
+
+def test_folders_and_files_of_other_names_give_the_same_clips():
+    folder = in_classes(map(str, range(63)), blue=21, green=21, red=21)
+    renamed = in_classes(map(str, reversed(range(63))), x=21, y=21, z=21)  # red, green, blue, each from its last file
+    for num in (1, 8, 40, 63, 100):
+        assert {clip.key for clip in folder.clips(num)} == {clip.key for clip in renamed.clips(num)}
+    assert folder.choose(8) != folder.videos[:8]
+
+
+def test_synchrony_and_long_videos_are_of_the_same_choice():
+    folder = in_classes(map(str, range(63)), blue=21, green=21, red=21)
+    setting = SimpleNamespace(fake=folder, num=6, prerolled=10, shared=lambda name, version, videos, *_: videos)
+    assert synchrony._events(setting, folder) == drift.long_videos(setting)[0] == folder.choose(6) != folder.videos[:6]
+
+
+def test_class_is_the_first_folder_however_deep_a_file_lies():
+    video = Video(Path("root/red/a/b/film.mp4"), "1", 16, 16, 16, 10.0, True)
+    assert Folder(Path("root"), [], []).class_of(video) == "red"
+
+
+def test_record_names_the_file_of_each_clip_and_what_chose_it():
+    folder = in_classes("abcd", blue=2, red=2)
+    record = folder.chosen(5)
+    assert record["chosen"][:4] == ["blue/000.mp4", "blue/001.mp4", "red/000.mp4", "red/001.mp4"]
+    assert record["chosen"][4] in record["chosen"][:4] and "seed 0" in record["chosen_by"]
 
 
 def test_clips_of_an_endless_video_are_not_listed_beyond_those_asked_for():
