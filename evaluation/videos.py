@@ -82,7 +82,7 @@ class Folder:
 
     def class_of(self, video: Video) -> str:
         """Its first folder; "" for one beside the class folders."""
-        *folders, _ = video.path.relative_to(self.path).parts
+        *folders, _ = video.path.parts[len(self.path.parts) :]  # relative_to() is slow for 20,000 videos
         return folders[0] if folders else ""
 
     def clips(self, num: int) -> list[Clip]:
