@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from data.av import Writer, iter_audio, probe, read_frames
@@ -109,4 +109,4 @@ class Film:
     def save_latents(self, path: Path) -> None:
         """Write all latents, v (F,C,h,w) and a (F,S,M)."""
         v, a = (torch.cat(parts).contiguous() for parts in zip(*self.latents))
-        save_file({"v": v, "a": a}, path)
+        path.write_bytes(save({"v": v, "a": a}))

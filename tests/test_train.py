@@ -106,6 +106,12 @@ def test_every_clip_is_seen_once_per_epoch(finished):
     assert sorted(finished[1]) == list(range(42))
 
 
+def test_all_files_of_a_run_have_the_mode_of_other_files(finished):
+    kinds = [path for path in finished[0].rglob("*") if path.is_file()]
+    assert {path.name for path in kinds} >= {"model.safetensors", "codec.safetensors", "log.jsonl"}
+    assert {path.stat().st_mode for path in kinds} == {(finished[0] / "log.jsonl").stat().st_mode}
+
+
 def test_newest_checkpoints_are_kept_and_the_last_step_has_one(finished):
     kept = sorted(path.name for path in (finished[0] / "checkpoints").iterdir())
     assert kept == ["step_0000006", "step_0000007"]
