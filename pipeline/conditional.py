@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from data.av import MediaError, Writer, write_clip
+from data.av import MediaError, Writer, replace_older, write_clip
 from diffusion.guidance import Guidance
 from diffusion.noise import Modality
 from pipeline.avpipeline import AVPipeline
@@ -168,5 +168,6 @@ def _finish(job: Job, writer: Writer, folder: Path) -> Path:
     writer.close()
     path = job.source.mux(writer.path, folder / writer.path.name, job.source.seconds)
     os.replace(writer.path.with_suffix(".wav"), path.with_suffix(".wav"))
+    replace_older(path, f"sample_{job.sample:05d}")
     writer.path.unlink()
     return path

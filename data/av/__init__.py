@@ -16,7 +16,7 @@ from data.av.read import (
     read_frames,
     select_frames,
 )
-from data.av.write import PRESETS, Writer, samples_before, to_int16, write_clip
+from data.av.write import PRESETS, Writer, replace_older, samples_before, to_int16, write_clip
 
 __all__ = [
     "PRESETS",
@@ -34,6 +34,7 @@ __all__ = [
     "probe_audio",
     "read_audio",
     "read_frames",
+    "replace_older",
     "samples_before",
     "select_frames",
     "to_int16",
