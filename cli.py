@@ -149,9 +149,27 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--num-timesteps", type=positive, default=2, help="steps n per frame; the paper's 20, 100, 200 "
                        "steps for the first frame are n = 2, 10, 20")  # fmt: skip
-    group.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    group.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is none, in about half the time, "
+                       "and may ignore the class; if not given, 2 for a model with classes, 1 for a released one "
+                       "and without classes")  # fmt: skip
     group.add_argument("--classes", help="class names or numbers, comma-separated, in turn; all if not given")
     group.add_argument("--seed", type=whole, default=0, help="seed of the noise; sample i of a seed is always the same")
+
+
+def settle_guidance(args: argparse.Namespace, pipe, before: float | None = None) -> str:
+    """Put the class guidance that --cfg-scale left open on record in `args`; what there is to say of it.
+
+    A model without classes has none, and nothing is said.
+
+    Args:
+        before: that of a film which goes on.
+    """
+    if args.cfg_scale is None:
+        args.cfg_scale = pipe.cfg_scale if before is None else before
+    if args.cfg_scale != 1:
+        return f"cfg scale {args.cfg_scale:g}: frames follow their class, at two rows of the model each\n"
+    remedy = "; give --cfg-scale 2" if pipe.model.has_null_label else ", and this model has no null label to guide from"
+    return f"cfg scale 1, no guidance: frames may ignore their class{remedy}\n" if pipe.model.num_classes else ""
 
 
 def labels(text: str | None, class_names: tuple[str, ...], count: int) -> list[int] | None:

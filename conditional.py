@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -69,6 +70,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
     pipe = cli.load_pipeline(args)
     names = pipe.spec.class_names
     y = cli.labels(args.classes, names, len(files)) if args.classes else folder_labels(files, path, names)
+    sys.stderr.write(cli.settle_guidance(args, pipe))
     jobs, problems = examine(pipe, files, y, given, args.video_length, partial(tqdm, unit="file", desc="examining"))
     streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, args.num_timesteps, args.cfg_scale)
     made, began = {}, time.perf_counter()
