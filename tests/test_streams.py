@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 
 from diffusion.flow import interpolate
 from diffusion.guidance import Guidance
@@ -167,10 +167,8 @@ def test_name_that_is_taken_and_end_that_is_past_are_refused(pipe):
         streams.join("one", pipe.new_stream(y=0))
     stepped(streams, 2 * (T + 4))
     state = streams.leave("one")
-    for end in (1, int(state.window.first)):
-        with pytest.raises(
-            ValueError, match=f"is made up to frame {state.window.first.item()} and cannot end at {end}"
-        ):
+    for end in (1, state.frame):
+        with pytest.raises(ValueError, match=f"is made up to frame {state.frame} and cannot end at {end}"):
             streams.join("one", state, end)
     assert not streams.rows and streams.window is None
 
@@ -229,12 +227,23 @@ def test_state_of_every_chunk_is_the_one_right_after_it(any_pipe, tmp_path):
         )
 
 
-def test_film_that_ended_goes_on_as_if_it_had_not(any_pipe):
-    """The last chunk had to finish its sound without what follows, so a longer film makes that chunk anew."""
-    *_, last = any_pipe.stream(y=0, frames=6)
-    longer, whole = film(any_pipe.stream(state=last.state, frames=10)), film(any_pipe.stream(y=0, frames=10))
-    assert longer.first == last.first
-    assert_identical(longer, since(whole, last.first))
+@pytest.mark.parametrize("more", [1, 4])
+def test_film_that_ended_and_what_follows_are_the_uninterrupted_film(any_pipe, more):
+    """No frame comes twice and the sound has no seam: a film ends as if it had been cut."""
+    whole = film(any_pipe.stream(y=0, frames=6 + more))
+    *_, last = before = list(any_pipe.stream(y=0, frames=6))
+    after = list(any_pipe.stream(state=last.state, frames=6 + more))
+    assert after[0].first == last.state.frame == 6
+    assert_identical(film(before + after), whole)
+
+
+def test_film_that_shall_not_go_on_has_its_whole_sound_without_another_frame(any_pipe):
+    streams = Streams(any_pipe, resumable=False)
+    streams.join("", any_pipe.new_stream(y=0), 6)
+    chunks, steps = [], 0
+    for ready in streams.steps():
+        chunks, steps = chunks + [chunk for _, chunk in ready], steps + 1
+    assert steps == 2 * (T + 5) and len(film(chunks).wave) == 6 * SIZE
 
 
 @pytest.mark.parametrize("steps", [3, 2 * T + 4, 2 * T + 9])
@@ -306,7 +315,7 @@ def test_schedule_gives_each_frame_its_class_and_changes_no_earlier_frame(pipe):
     streams.velocity = watched
     streams.join("", pipe.new_stream(y=0), 12, labels=schedule)
     scheduled, constant = film(chunk for _, chunk in streams), film(pipe.stream(y=0, frames=12))
-    assert calls[-1][0][0, 0] == 11  # every frame went through the model, under no class but its own
+    assert calls[-1][0][0, 0] >= 11  # every frame went through the model, under no class but its own
     assert all(y.tolist() == [[schedule(k) for k in frames[0].tolist()]] for frames, y in calls)
     assert scheduled.v[:6].equal(constant.v[:6]) and scheduled.a[:6].equal(constant.a[:6])
     assert not any(one.allclose(two) for one, two in zip(scheduled.v[6:], constant.v[6:]))
@@ -428,7 +437,7 @@ def test_past_that_fills_the_window_needs_no_pre_rolling(pipe):
 
 
 def test_sound_of_an_extended_clip_is_that_of_its_whole_mel(pipe):
-    made = film(pipe.stream(state=pipe.extending(*clip(pipe, T), y=1), frames=T + 6))
+    made = film(pipe.stream(state=pipe.extending(*clip(pipe, T), y=1), frames=T + 6, resumable=False))
     torch.testing.assert_close(made.wave, pipe.codec.vocoder(pipe.codec.mel(made.a[None]))[0], rtol=0, atol=1e-5)
 
 
@@ -620,15 +629,15 @@ def test_state_without_one_of_its_parts_is_refused(saved, tmp_path, name):
 def test_saving_that_fails_leaves_the_old_state(pipe, tmp_path, monkeypatch):
     state = pipe.new_stream(y=0)
     state.save(tmp_path / "state", turn=1)
-    monkeypatch.setattr("pipeline.state.save_file", half_written)
+    monkeypatch.setattr("pathlib.Path.write_bytes", half_written)
     with pytest.raises(OSError, match="disk full"):
         state.save(tmp_path / "state", turn=2)
     assert StreamState.load(tmp_path / "state")[1]["turn"] == 1
 
 
-def half_written(tensors, path, metadata):
-    save_file(tensors, path, metadata)
-    path.write_bytes(path.read_bytes()[:100])
+def half_written(path, data):
+    with path.open("wb") as file:
+        file.write(data[:100])
     raise OSError("disk full")
 
 
