@@ -11,12 +11,13 @@ import time
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from contact import LivePage, check_page, in_terminal
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from pipeline import AVPipeline, Streams, StreamState
@@ -64,15 +65,19 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     cli.output_folder(args.results_dir)
+    if args.html:
+        check_page(args.html)
     import torch  # like all that takes seconds
 
     from pipeline import Streams
 
     pipe = cli.load_pipeline(args)
     schedule = class_schedule(args.class_schedule, pipe.spec.class_names)
+    begins = beginnings(args, pipe, schedule)
+    sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale))
     streams, clock, films = Streams(pipe, args.num_timesteps, args.cfg_scale), Clock(pipe.spec.fps), {}
     with suppress(BrokenPipeError), cli.Stop() as stop, ExitStack() as files, torch.no_grad():
-        for begun in beginnings(args, pipe, schedule):
+        for begun in begins:
             films[begun.name] = begun, open_film(args, pipe, begun, files)
             streams.join(begun.name, begun.state, args.frames or None, labels=schedule)
         try:
@@ -88,20 +93,19 @@ def make(args, pipe: AVPipeline, streams: Streams, films: dict, clock: Clock, st
     """Write the films until they end or a signal asks to stop."""
     from tqdm import tqdm
 
-    from contact import LivePage, in_terminal
     from pipeline.overlap import steps_of
 
     page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
     made = sum(film.state.frame for _, film in films.values())
     bar = tqdm(initial=made, total=args.frames * len(films) or None, unit="frame")
-    with bar, closing(steps_of(streams, args.overlap)) as steps:
+    with bar, closing(steps_of(streams, args.overlap)) as steps, page or nullcontext():
         clock.start()
         while not stop.asked and (chunks := next(steps, None)) is not None:
             for name, chunk in chunks:
                 films[name][1].write(chunk)
                 bar.update(len(chunk.frames))
                 if page:
-                    page.show(name, chunk.frames, chunk.wave)
+                    page.show(name, chunk.first, chunk.frames, chunk.wave)
                 if args.preview:
                     bar.write(in_terminal(chunk.frames[-1], chunk.wave), file=sys.stderr)
             clock.lap(bool(chunks))
@@ -125,12 +129,16 @@ def report(args, pipe: AVPipeline, films: dict[str, tuple[Beginning, Film]], clo
 
 @dataclass(frozen=True)
 class Beginning:
-    """How a film begins: its file's name, the name that its continuations keep, its stream, the real clip before it."""
+    """How a film begins: its file's name, the name that its continuations keep, its stream.
+
+    real: clip before it. cfg_scale: of the film that it continues.
+    """
 
     name: str
     base: str
     state: StreamState
     real: RealClip | None = None
+    cfg_scale: float | None = None
 
 
 def beginnings(args, pipe: AVPipeline, schedule: Callable | None) -> list[Beginning]:
@@ -175,7 +183,7 @@ def continued(args, pipe: AVPipeline) -> Beginning:
     base = facts["base"]
     if args.fork:
         state, base = state.forked(args.seed), f"{base}_seed_{args.seed}"
-    return Beginning(f"{base}_from_{state.frame:06d}", base, state)
+    return Beginning(f"{base}_from_{state.frame:06d}", base, state, cfg_scale=facts.get("cfg_scale"))
 
 
 def class_schedule(text: str | None, class_names: tuple[str, ...]) -> Callable[[int], int] | None:
@@ -214,7 +222,8 @@ def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> No
     """Write the state of each film, from which it goes on after its last written frame."""
     for name, (begun, film) in films.items():
         if film.state.frame >= film.real_until:  # before that a new run is the way to go on
-            film.state.save(args.results_dir / f"{name}.state.safetensors", base=begun.base, checksum=pipe.checksum)
+            facts = dict(base=begun.base, checksum=pipe.checksum, cfg_scale=args.cfg_scale)
+            film.state.save(args.results_dir / f"{name}.state.safetensors", **facts)
 
 
 class Clock:

@@ -110,6 +110,33 @@ def test_a_killed_film_goes_on_bit_for_bit(checkpoint, tmp_path, frame):
     assert probe(f"{resumed}.mp4").frames(10) == 8
 
 
+def test_film_that_ended_and_its_continuation_join_to_the_uninterrupted_one(checkpoint, whole, tmp_path):
+    """No frame is there twice, and the sound has no seam."""
+    run(checkpoint, tmp_path, "--frames", 8, "--save-latents", "--classes", "red")
+    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 24, "--save-latents")
+    parts = [tmp_path / name for name in ("long_00000", "long_00000_from_000008")]
+    assert [probe(f"{part}.mp4").frames(10) for part in parts] == [8, 16]
+    film = {k: torch.cat([load_file(f"{part}.latents.safetensors")[k] for part in parts]) for k in ("v", "a")}
+    assert all(torch.equal(film[k], x) for k, x in load_file(whole / "long_00000.latents.safetensors").items())
+    assert np.array_equal(np.concatenate([sound(f"{part}.wav") for part in parts]), sound(whole / "long_00000.wav"))
+
+
+def test_film_goes_on_with_the_class_guidance_that_it_began_with(checkpoint, tmp_path):
+    def arguments():
+        return json.loads((tmp_path / "run.json").read_text())["arguments"]
+
+    run(checkpoint, tmp_path, "--frames", 3, "--classes", "red", "--cfg-scale", 3)
+    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 4)
+    assert arguments()["cfg_scale"] == 3
+    run(checkpoint, tmp_path, "--fork", tmp_path / STATE, "--frames", 4, "--cfg-scale", 1)
+    assert arguments()["cfg_scale"] == 1
+
+
+def test_files_of_a_film_have_the_mode_of_other_files(whole, tmp_path):
+    (tmp_path / "other").touch()
+    assert {path.stat().st_mode for path in whole.iterdir()} == {(tmp_path / "other").stat().st_mode}
+
+
 def test_sigterm_ends_the_file_saves_the_state_and_says_how_to_go_on(checkpoint, tmp_path):
     stopped = process(checkpoint, tmp_path, "--frames", 0, "--save-state", 1, stderr=subprocess.PIPE, text=True)
     await_frame(tmp_path, stopped, 3)
@@ -196,6 +223,28 @@ def test_matroska_preview_and_page(checkpoint, tmp_path, capsys):
     assert probe(tmp_path / "long_00000.mkv").frames(10) == 6
     assert 'src="live.png"' in (tmp_path / "live.html").read_text() and (tmp_path / "live.png").stat().st_size > 1000
     assert "▀" in capsys.readouterr().err
+    page = (tmp_path / "live.html").read_text()
+    assert "ended at" in page and "refresh" not in page
+
+
+def test_page_that_would_replace_a_file_of_another_is_refused_before_the_film_begins(checkpoint, tmp_path, capsys):
+    (tmp_path / "photo.png").write_bytes(b"a photo")
+    (tmp_path / "mine.html").write_text("<!doctype html><p>mine</p>")
+    for name, said in (
+        ("photo.png", "ends in .html"),
+        ("photo.html", "photo.png exists"),
+        ("mine.html", "mine.html ex"),
+    ):
+        assert said in complaint(capsys, argv(checkpoint, tmp_path, "--frames", 3, "--html", tmp_path / name))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html", "photo.png"]
+    assert (tmp_path / "photo.png").read_bytes() == b"a photo" and "mine" in (tmp_path / "mine.html").read_text()
+
+
+def test_film_that_is_there_in_another_container_is_refused(checkpoint, tmp_path, capsys):
+    (tmp_path / "long_00000.mp4").write_bytes(b"a film")
+    line = complaint(capsys, argv(checkpoint, tmp_path, "--frames", 3, "--container", "mkv"))
+    assert "long_00000.mp4 exists and an endless film replaces no file" in line
+    assert (tmp_path / "long_00000.mp4").read_bytes() == b"a film"
 
 
 def complaint(capsys, arguments):
