@@ -39,7 +39,8 @@ def pipeline(dtype=torch.float32, vocoder="hifigan", **facts):
     voice = voice if vocoder == "hifigan" else GriffinLim(20, iterations=3)
     facts = dict(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=("x", "y", "z")) | facts
     spec = AVSpec(**facts, vocoder=vocoder)
-    shape = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, predict_frames=T)
+    shape = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, predict_frames=T,
+                 audio_fr=spec.mel_per_frame)  # fmt: skip
     model = FLAV(**shape, hidden_size=32, depth=2, num_heads=2)
     return AVPipeline(random(model, 0.2), AVCodec(spec, Pixels(), voice), dtype=dtype)
 
@@ -235,6 +236,18 @@ def test_film_that_ended_and_what_follows_are_the_uninterrupted_film(any_pipe, m
     after = list(any_pipe.stream(state=last.state, frames=6 + more))
     assert after[0].first == last.state.frame == 6
     assert_identical(film(before + after), whole)
+
+
+@pytest.mark.parametrize("end", [5, 6, 7])
+def test_film_that_ends_amid_frames_which_are_ready_together_goes_on_with_the_next(end):
+    """At 25 frames a second a block of Griffin-Lim's is two and a half of them."""
+    pipe = pipeline(vocoder="griffin-lim", fps=25)
+    whole = list(pipe.stream(y=0, frames=12))
+    assert max(len(chunk.v) for chunk in whole) > 1
+    *_, last = before = list(pipe.stream(y=0, frames=end))
+    after = list(pipe.stream(state=last.state, frames=12))
+    assert last.first + len(last.v) == after[0].first == end
+    assert_identical(film(before + after), film(whole))
 
 
 def test_film_that_shall_not_go_on_has_its_whole_sound_without_another_frame(any_pipe):
