@@ -156,7 +156,6 @@ def train(args) -> None:
             "%s is at step %s already; --max-steps %s asks for no more", args.experiment_dir, first_step, args.max_steps
         )
         return
-    learner.ema.to(device)
     loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step)
     meter, journal = make_meter(args, accelerator, codec), Journal(accelerator, args.experiment_dir, first_step)
     steps = range(first_step, args.max_steps)
