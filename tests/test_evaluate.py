@@ -3,14 +3,12 @@
 import functools
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 from argparse import Namespace
 from html.parser import HTMLParser
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +18,7 @@ import evaluate
 from data.av import write_clip
 from evaluation.features import RANDOM, CompatSound, Motion, Sound
 from tests.networks import Eye, cells, small_networks
-
-ROOT = Path(__file__).parents[1]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
+from tests.processes import ROOT, run_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -366,12 +362,9 @@ def test_two_processes_give_the_figures_of_one(films, results, metrics, tmp_path
         "from tests.networks import small_networks\nsmall_networks(setattr)\n"
         "import cli, evaluate\ncli.run(evaluate.main)\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     measures = [name for name in ALL if name != "sync"]  # its librosa takes seconds to import, in each
     ours = argv(films, tmp_path / "out", *measures, train=films / "set", num=None, num_clips=8)
-    command = [*launch, str(tmp_path / "small.py"), *ours]
-    done = subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    first, second = run_ranks(2, tmp_path / "small.py", *ours)
     found = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert found["processes"] == 2 and all(network["computed"] == 8 for network in found["features"].values())
     one, two = figures(metrics), figures(found)
@@ -379,7 +372,7 @@ def test_two_processes_give_the_figures_of_one(films, results, metrics, tmp_path
     for name in two:
         numbers = [key for key, value in one[name].items() if isinstance(value, float)]
         assert [two[name][key] for key in numbers] == pytest.approx([one[name][key] for key in numbers], abs=1e-6)
-    assert done.stdout.count("metrics.json, report.html") == 1
+    assert (first.printed + second.printed).count("metrics.json, report.html") == 1
 
 
 # ------------------------------------------------------------------------------------------------------------- sweeps

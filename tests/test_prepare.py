@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from models.codec import PatchPCA
 from pipeline import AVCodec, AVSpec
 from pipeline.encode import BLOCK, encode_files, picture_blocks, sound_blocks
 from pipeline.prepare import MEL_DB, WINDOW, encode_file, hash_codec
+from tests.closeness import assert_close_by_size
 from tests.gaps import write_jumping
-from tests.kills import ENV, ROOT, killed, spawn
+from tests.kills import kill_when
+from tests.processes import Script, run_ranks
 from vocoder import GriffinLim, log_mel, to_model
 
 FRAMES = BLOCK + 8  # of the videos: two blocks each
@@ -205,7 +206,7 @@ def test_blocks_are_the_whole_file_cut(balls, fps):
     whole = clip_sound(data.folder / entry.path, 0, entry.frames, entry.frames, **how) * 0.95 / entry.peak
     for i, wave in enumerate(sound_blocks(data, entry)):
         begin, stop = i * BLOCK * per_frame, min((i + 1) * BLOCK, entry.frames) * per_frame + 2 * data.context
-        torch.testing.assert_close(wave, whole[begin:stop], rtol=0, atol=1e-6)
+        assert_close_by_size(wave, whole[begin:stop])
 
 
 def test_sound_that_ends_before_the_picture_is_followed_by_silence(balls):
@@ -256,8 +257,8 @@ def test_first_run_says_what_it_did_in_one_line(videos, tmp_path, capsys, no_she
 
 
 def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tmp_path):
-    child = spawn("prepare", argv(balls, tmp_path), Path(os.devnull))
-    assert killed(child, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
+    child = Script("prepare.py", *argv(balls, tmp_path))
+    assert kill_when(child, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
     assert not is_prepared(tmp_path)
     kept = {path: made for path, made in modified(tmp_path).items() if Path(path).name.startswith("ball")}
     (tmp_path / "test" / "blue").mkdir(parents=True, exist_ok=True)
@@ -269,13 +270,10 @@ def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tm
 
 
 def test_two_processes_make_the_files_of_one_to_the_byte(folder, balls, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "prepare.py"]
-    done = subprocess.run(
-        [*launch, *argv(balls, tmp_path)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    first, second = run_ranks(2, "prepare.py", *argv(balls, tmp_path))
     assert_same(folder, tmp_path)
-    assert "| 4/4 [" in done.stderr and done.stdout.count("\n") == 1 and "encoded 7" in done.stdout
+    assert "| 4/4 [" in first.said and first.printed.count("\n") == 1 and "encoded 7" in first.printed
+    assert not second.printed
     assert json.loads((tmp_path / "report.json").read_text())["processes"] == 2
 
 
