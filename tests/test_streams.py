@@ -17,6 +17,7 @@ from diffusion.rolling import advance
 from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec, Streams, StreamState
+from tests.closeness import assert_close_by_size
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 HIFIGAN = dict(resblock="2", upsample_initial_channel=32, upsample_rates=(8, 5, 4), upsample_kernel_sizes=(16, 10, 8),
@@ -429,7 +430,7 @@ def test_past_that_fills_the_window_needs_no_pre_rolling(pipe):
 
 def test_sound_of_an_extended_clip_is_that_of_its_whole_mel(pipe):
     made = film(pipe.stream(state=pipe.extending(*clip(pipe, T), y=1), frames=T + 6))
-    torch.testing.assert_close(made.wave, pipe.codec.vocoder(pipe.codec.mel(made.a[None]))[0], rtol=0, atol=1e-5)
+    assert_close_by_size(made.wave, pipe.codec.vocoder(pipe.codec.mel(made.a[None]))[0])
 
 
 @pytest.mark.parametrize("frames", [2, T + 3])
@@ -517,9 +518,9 @@ def size_of(state, path):
     return path.stat().st_size, sum(x.untyped_storage().nbytes() for x in tensors if x is not None)
 
 
-def test_state_does_not_grow_in_300_frames(any_pipe, tmp_path):
+def test_state_does_not_grow_in_150_frames(any_pipe, tmp_path):
     chunks = any_pipe.stream(y=0, num_timesteps=1, picture=False)
-    sizes = [size_of(chunk.state, tmp_path / "state") for chunk in islice(chunks, 5, 300, 40)]
+    sizes = [size_of(chunk.state, tmp_path / "state") for chunk in islice(chunks, 5, 150, 20)]
     assert len(sizes) == 8 and len({on_disk for on_disk, _ in sizes}) == 1
     assert max(memory for _, memory in sizes) <= 1.1 * sizes[0][1]
 
@@ -636,11 +637,14 @@ def half_written(tensors, path, metadata):
 
 
 def test_checksum_tells_apart_models_that_differ_in_one_weight(pipe):
-    assert pipeline().checksum == pipe.checksum
-    for name, weight in pipe.model.state_dict().items():
-        other = pipeline()
-        other.model.state_dict()[name].view(-1)[-1] += 1e-3
-        assert other.checksum != pipe.checksum, (name, weight.shape)
+    other = pipeline()
+    assert other.checksum == pipe.checksum
+    for name, weight in other.model.state_dict().items():
+        before = weight.clone()
+        weight.view(-1)[-1] += 1e-3
+        assert AVPipeline(other.model, other.codec).checksum != pipe.checksum, (name, weight.shape)
+        weight.copy_(before)
+    assert AVPipeline(other.model, other.codec).checksum == pipe.checksum
 
 
 @pytest.mark.parametrize("fact", [dict(audio_scale=2.5), dict(class_names=("x", "z", "y")), dict(step=1)])
