@@ -9,9 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+from data.folders import composed, nearest
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -89,9 +92,11 @@ def _source(text: str) -> str:
     return str(Path(text).resolve()) if Path(text).is_dir() else text
 
 
-def load_pipeline(args: argparse.Namespace):
+def load_pipeline(args: argparse.Namespace, channels: str | None = None):
     """The pipeline that `add_checkpoint_arguments` describes.
 
+    Args:
+        channels: how sound that is given becomes mono, if not as in training.
     Raises:
         ValueError, OSError: the device or the checkpoint cannot be used.
     """
@@ -102,7 +107,7 @@ def load_pipeline(args: argparse.Namespace):
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     check_device(device)
     dtype = getattr(torch, args.dtype)
-    facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter)
+    facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter, channels)
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     share_cores(pipe.model)
     if args.compile:
@@ -149,9 +154,27 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--num-timesteps", type=positive, default=2, help="steps n per frame; the paper's 20, 100, 200 "
                        "steps for the first frame are n = 2, 10, 20")  # fmt: skip
-    group.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+    group.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is none, in about half the time, "
+                       "and may ignore the class; if not given, 2 for a model with classes, 1 for a released one "
+                       "and without classes")  # fmt: skip
     group.add_argument("--classes", help="class names or numbers, comma-separated, in turn; all if not given")
     group.add_argument("--seed", type=whole, default=0, help="seed of the noise; sample i of a seed is always the same")
+
+
+def settle_guidance(args: argparse.Namespace, pipe, before: float | None = None) -> str:
+    """Put the class guidance that --cfg-scale left open on record in `args`; what there is to say of it.
+
+    A model without classes has none, and nothing is said.
+
+    Args:
+        before: that of a film which goes on.
+    """
+    if args.cfg_scale is None:
+        args.cfg_scale = pipe.cfg_scale if before is None else before
+    if args.cfg_scale != 1:
+        return f"cfg scale {args.cfg_scale:g}: frames follow their class, at two rows of the model each\n"
+    remedy = "; give --cfg-scale 2" if pipe.model.has_null_label else ", and this model has no null label to guide from"
+    return f"cfg scale 1, no guidance: frames may ignore their class{remedy}\n" if pipe.model.num_classes else ""
 
 
 def labels(text: str | None, class_names: tuple[str, ...], count: int) -> list[int] | None:
@@ -169,11 +192,21 @@ def labels(text: str | None, class_names: tuple[str, ...], count: int) -> list[i
 
 
 def _class(name: str, class_names: tuple[str, ...]) -> int:
-    if name in class_names:
-        return class_names.index(name)
+    if composed(name) in class_names:
+        return class_names.index(composed(name))
     if name.isdecimal() and int(name) < len(class_names):
         return int(name)
-    raise ValueError(f"class {name!r} does not exist; choose {', '.join(class_names)} or 0 to {len(class_names) - 1}")
+    raise ValueError(
+        f"class {name!r} does not exist{nearest(name, class_names)}; choose {', '.join(class_names)} or "
+        f"0 to {len(class_names) - 1}"
+    )
+
+
+def bar(desc: str, unit: str = "file", **more) -> Callable:
+    """Wraps a wait as tqdm does: shows how far it is once it lasts longer than a second, and goes when it ends."""
+    from tqdm import tqdm
+
+    return partial(tqdm, desc=desc, unit=unit, leave=False, delay=1, **more)
 
 
 def output_folder(path: Path) -> Path:
@@ -195,7 +228,7 @@ def output_folder(path: Path) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a file; it appears complete or not at all."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    part.write_text(text, "utf-8", "backslashreplace")  # names of files need not be UTF-8
     part.replace(path)
 
 
@@ -269,6 +302,7 @@ def run(main: Callable[[], None]) -> None:
 
     RFLAV_TRACEBACK=1 shows where they came from.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files need not be UTF-8
     try:
         main()
     except (ValueError, OSError, FloatingPointError) as error:

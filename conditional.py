@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -43,12 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser, given: str) -> None:
     group.add_argument(
         "--video-length", type=cli.whole, default=0, help="frames at most per input; 0 for the whole input"
     )
-    group.add_argument("--num-videos", type=cli.positive, help="inputs at most; all if not given")
+    group.add_argument("--num-videos", type=cli.positive, help="inputs at most, of each class its share; all if "
+                       "not given")  # fmt: skip
     group.add_argument("--batch-size", type=cli.positive, default=8, help="inputs sampled side by side")
     group.add_argument("--method", choices=["guide", "replace", "clean"], default="guide",
                        help=f"guide: by the gradient of the error in the {given}; replace: without it, in half the "
                        f"time; clean: shows the model the {given} without noise, for which it must have been trained "
                        "with --independent-times")  # fmt: skip
+    if given == "sound":
+        group.add_argument("--channels", choices=["mean", "first"], help="how the sound becomes mono for the model; as "
+                           "in its training if not given")  # fmt: skip
     group.add_argument("--guidance-scale", type=float, default=25.0, help="of --method guide, per sample; the released "
                        "100 is divided by its batch of 4")  # fmt: skip
 
@@ -61,19 +66,27 @@ def sample(args: argparse.Namespace, given: str) -> None:
     """
     folder = cli.output_folder(args.results_dir)
     from tqdm import tqdm
+    from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from pipeline.conditional import conditioned_streams, examine, find_inputs, folder_labels, generate
+    from data.folders import by_reason
+    from pipeline.conditional import choose_inputs, conditioned_streams, examine, find_inputs, folder_labels, generate
 
     path = args.input or args.data_path / args.split
-    files = find_inputs(path, given)[: args.num_videos]
-    pipe = cli.load_pipeline(args)
+    files, unread = find_inputs(path, given)
+    pipe = cli.load_pipeline(args, channels=args.channels if given == "sound" else None)
     names = pipe.spec.class_names
-    y = cli.labels(args.classes, names, len(files)) if args.classes else folder_labels(files, path, names)
-    jobs, problems = examine(pipe, files, y, given, args.video_length, partial(tqdm, unit="file", desc="examining"))
+    y = [None] * len(files) if args.classes else folder_labels(files, path, names)
+    files, y = choose_inputs(files, y, path, args.num_videos or len(files), args.seed)
+    y = cli.labels(args.classes, names, len(files)) if args.classes else y
+    sys.stderr.write(cli.settle_guidance(args, pipe))
+    with logging_redirect_tqdm():
+        examining = partial(tqdm, unit="file", desc="examining")
+        jobs, problems = examine(pipe, files, y, given, args.video_length, examining)
+    problems += unread
     streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, args.num_timesteps, args.cfg_scale)
     made, began = {}, time.perf_counter()
     total = sum(job.source.frames for job in jobs)
-    with tqdm(total=total, unit="frame") as bar:
+    with tqdm(total=total, unit="frame") as bar, logging_redirect_tqdm():
         for job, frames, film in generate(streams, jobs, args.seed, args.batch_size, folder):
             bar.update(frames)
             if film:
@@ -85,13 +98,15 @@ def sample(args: argparse.Namespace, given: str) -> None:
     _sheet(folder, records[:SHEET_CLIPS], pipe.spec)
     length = total / pipe.spec.fps
     print(f"{folder}: {len(jobs)} films, {length:.1f} s in {seconds:.1f} s, {length / seconds:.2f} x real time"
-          + (f"; skipped {len(problems)} inputs ({problems[0]})" if problems else ""))  # fmt: skip
+          + (f"; skipped {len(problems)} inputs: {by_reason(problems)}" if problems else ""))  # fmt: skip
 
 
 def _record(job, file: str, spec) -> dict:
     """What samples.jsonl says of a film."""
     label = {} if job.y is None else {"y": job.y, "class": spec.class_names[job.y]}
-    return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames, **label}
+    notes = {"notes": job.source.notes} if job.source.notes else {}
+    return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames,
+            **label, **notes}  # fmt: skip
 
 
 def _sheet(folder: Path, records: list[dict], spec) -> None:

@@ -10,11 +10,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.folders import printable
 
 if TYPE_CHECKING:  # torch and matplotlib load after the arguments are known to be good
     from matplotlib.axes import Axes
@@ -26,6 +28,7 @@ THUMBNAILS = 32  # at most so many frames of a clip side by side
 TITLE, GAP, SPECTROGRAM = 0.36, 0.04, 1.5  # inches of height, in each clip's row
 LEFT, RIGHT, FOOT = 0.7, 0.2, 0.5  # inches around the rows, for the labels
 DPI = 120
+PAGE = "<!doctype html><!-- live page of films -->"  # how a live page begins, by which it knows its like
 TICKS = {500: "500 Hz", 1000: "1 kHz", 2000: "2 kHz", 4000: "4 kHz"}
 
 
@@ -38,6 +41,7 @@ class Clip:
     fps: float = 10
     sample_rate: int = 16000
     title: str | None = None
+    begin: float = 0.0  # s, on the axis
 
     @property
     def seconds(self) -> float:
@@ -71,8 +75,9 @@ def contact_sheets(clips: Sequence[Clip], path: Path) -> None:
 def draw(clips: Sequence[Clip]) -> Figure:
     """The figure of a contact sheet: for each clip an axes with its frames and below it one with its spectrogram.
 
-    The x axis of all is time in seconds, from 0 to the end of the longest clip. Frame k covers exactly k/fps to
-    (k+1)/fps; of a long clip every n-th frame is shown, from its own time until the next one shown.
+    The x axis of each is time in seconds, from the begin of its clip, for as long as the longest clip lasts. Frame k
+    covers exactly k/fps to (k+1)/fps; of a long clip every n-th frame is shown, from its own time until the next one
+    shown.
 
     Raises:
         ValueError: there is no clip, or one has no frames or too little sound for a spectrogram.
@@ -99,13 +104,15 @@ def draw(clips: Sequence[Clip]) -> Figure:
         left=LEFT / full_width,
         right=1 - RIGHT / full_width,
     )
+    last, one_axis = len(clips) - 1, len({clip.begin for clip in clips}) == 1
     for row, clip in enumerate(clips):
-        draw_frames(figure.add_subplot(grid[4 * row + 1]), clip)
-        draw_spectrogram(figure.add_subplot(grid[4 * row + 3]), clip)
-    for axes in figure.axes:
-        axes.set_xlim(0, seconds)
-    figure.axes[-1].tick_params(labelbottom=True)
-    figure.axes[-1].set_xlabel("seconds")
+        strip, spectrogram = (figure.add_subplot(grid[4 * row + place]) for place in (1, 3))
+        draw_frames(strip, clip)
+        draw_spectrogram(spectrogram, clip)
+        for axes in (strip, spectrogram):
+            axes.set_xlim(clip.begin, clip.begin + seconds)
+        spectrogram.tick_params(labelbottom=row == last or not one_axis)
+    spectrogram.set_xlabel("seconds")
     return figure
 
 
@@ -121,10 +128,11 @@ def draw_frames(axes: Axes, clip: Clip) -> None:
     for k in range(0, count, clip.every):
         end = min(k + clip.every, count)
         picture = clip.frames[k, :, : math.ceil(columns * (end - k) / clip.every)]
-        axes.imshow(picture.numpy(), extent=(k / clip.fps, end / clip.fps, 0, 1), aspect="auto")
-        axes.axvline(end / clip.fps, color="white", linewidth=1)
+        extent = (clip.begin + k / clip.fps, clip.begin + end / clip.fps, 0, 1)
+        axes.imshow(picture.numpy(), extent=extent, aspect="auto")
+        axes.axvline(extent[1], color="white", linewidth=1)
     axes.set(ylim=(0, 1), xticks=[], yticks=[])
-    axes.set_title(clip.title, loc="left", fontsize=10)
+    axes.set_title(printable(clip.title or ""), loc="left", fontsize=10, parse_math=False)  # names have any letters
     axes.spines[:].set_visible(False)
 
 
@@ -136,7 +144,7 @@ def draw_spectrogram(axes: Axes, clip: Clip) -> None:
     top = slaney_mel(clip.sample_rate / 2)
     axes.imshow(
         mel.numpy(),
-        extent=(0, mel.shape[1] * HOP / clip.sample_rate, 0, top),
+        extent=(clip.begin, clip.begin + mel.shape[1] * HOP / clip.sample_rate, 0, top),
         origin="lower",
         aspect="auto",
         cmap="magma",
@@ -144,7 +152,7 @@ def draw_spectrogram(axes: Axes, clip: Clip) -> None:
         vmax=math.log(CEILING),
     )
     for k in range(0, len(clip.frames), clip.every):
-        axes.axvline(k / clip.fps, color="white", linewidth=0.5, alpha=0.25)
+        axes.axvline(clip.begin + k / clip.fps, color="white", linewidth=0.5, alpha=0.25)
     axes.set_yticks(
         [slaney_mel(hz) for hz in TICKS if hz < clip.sample_rate / 2],
         [name for hz, name in TICKS.items() if hz < clip.sample_rate / 2],
@@ -177,33 +185,76 @@ def in_terminal(frame: Tensor, wave: Tensor, columns: int = 40) -> str:
 
 
 class LivePage:
-    """A page that shows the last seconds of each film and renews itself: PATH and a picture beside it.
+    """A page that shows the last seconds of each film: PATH and a .png beside it.
+
+    It renews itself until its `with` block is left.
 
     Args:
-        path: of the page, which ends in .html. every: seconds between pictures.
+        path: of the page, as `check_page` wants it. every: seconds between pictures.
     """
 
     def __init__(self, path: Path, fps: float, sample_rate: int, every: float = 2.0):
         self.path, self.fps, self.sample_rate, self.every = path, fps, sample_rate, every
-        self.films: dict[str, tuple[deque, deque]] = {}
+        self.films: dict[str, LastSeconds] = {}
         self.drawn = -math.inf
 
-    def show(self, name: str, frames: Tensor, wave: Tensor) -> None:
-        """Take in new frames, uint8 (t,H,W,3), and their sound of a film."""
+    def show(self, name: str, first: int, frames: Tensor, wave: Tensor) -> None:
+        """Take in frames of a film, uint8 (t,H,W,3), from index `first` on, and their sound."""
+        self.films.setdefault(name, LastSeconds()).take(first, frames, wave)
+        if time.monotonic() - self.drawn >= self.every:
+            refresh = f'<meta http-equiv="refresh" content="{self.every:g}">'
+            self._write(refresh, f"as of {time.strftime('%X')}")
+            self.drawn = time.monotonic()
+
+    def __enter__(self) -> LivePage:
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        """Show how the films ended, once and for all."""
+        with suppress(OSError) if kind else nullcontext():  # what ended them is the error to tell
+            if self.films:
+                self._write("", f"ended at {time.strftime('%X')}")
+
+    def _write(self, head: str, told: str) -> None:
+        picture = self.path.with_suffix(".png")
+        contact_sheets([film.clip(name, self.fps, self.sample_rate) for name, film in self.films.items()], picture)
+        image = f'<img src="{picture.name}" style="max-width: 100%">'
+        cli.write_text(self.path, f'{PAGE}<meta charset="utf-8">{head}<title>live</title><p>{told}</p>{image}\n')
+
+
+class LastSeconds:
+    """The newest frames of a film, as many as a sheet shows."""
+
+    def __init__(self):
+        self.frames, self.sounds = deque(maxlen=THUMBNAILS), deque(maxlen=THUMBNAILS)
+        self.end = 0  # index of the next frame
+
+    def take(self, first: int, frames: Tensor, wave: Tensor) -> None:
+        """Append frames, uint8 (t,H,W,3), from index `first` on, and their sound."""
+        self.frames.extend(frames.cpu())
+        self.sounds.extend(wave.cpu().unflatten(0, (len(frames), -1)))
+        self.end = first + len(frames)
+
+    def clip(self, name: str, fps: float, sample_rate: int) -> Clip:
+        """As a row of a contact sheet, on the film's own time."""
         import torch
 
-        pictures, sounds = self.films.setdefault(name, (deque(maxlen=THUMBNAILS), deque(maxlen=THUMBNAILS)))
-        pictures.extend(frames.cpu())
-        sounds.extend(wave.cpu().unflatten(0, (len(frames), -1)))
-        if time.monotonic() - self.drawn < self.every:
-            return
-        pair = ((torch.stack(list(part)) for part in film) for film in self.films.values())
-        clips = [Clip(p, w.flatten(), self.fps, self.sample_rate, n) for n, (p, w) in zip(self.films, pair)]
-        picture = self.path.with_suffix(".png")
-        contact_sheets(clips, picture)
-        refresh = f'<meta charset="utf-8"><meta http-equiv="refresh" content="{self.every:g}"><title>live</title>'
-        cli.write_text(self.path, f'<!doctype html>{refresh}<img src="{picture.name}" style="max-width: 100%">\n')
-        self.drawn = time.monotonic()
+        frames, wave = torch.stack(list(self.frames)), torch.cat(list(self.sounds))
+        return Clip(frames, wave, fps, sample_rate, name, begin=(self.end - len(frames)) / fps)
+
+
+def check_page(path: Path) -> None:
+    """Refuse a path at which a live page would replace anything but an older live page.
+
+    Raises:
+        ValueError: it does not end in .html, or it or the picture beside it is another's.
+    """
+    if path.suffix != ".html":
+        raise ValueError(f"--html is {path}, but a page is HTML; give a name that ends in .html")
+    ours = path.is_file() and path.read_bytes().startswith(PAGE.encode())
+    for file in (path, path.with_suffix(".png")):
+        if file.exists() and not ours:
+            raise ValueError(f"{file} exists and belongs to no live page; give --html another name")
 
 
 def thin_out(frame: Tensor) -> Tensor:

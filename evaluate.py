@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.folders import nearest_path
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from evaluation.measures import Measure
@@ -36,8 +38,8 @@ def parse(argv=None):
     p.add_argument(
         "--metrics", nargs="+", choices=METRICS, default=["fvd", "kvd", "fad", "sync"], help="what to measure"
     )
-    p.add_argument("--num", "--num-clips", type=cli.positive, default=PAPER, help="clips of 16 frames on either side; "
-                   "torchrun takes --num for its own, so give it the longer name")  # fmt: skip
+    p.add_argument("--num", "--num-clips", type=cli.positive, default=PAPER, help="clips of 16 frames on either side, "
+                   "spread over files; torchrun takes --num for its own, so give it the longer name")  # fmt: skip
     p.add_argument("--allow-fewer", action="store_true", help="go on when a folder has fewer")
     p.add_argument(
         "--features",
@@ -57,7 +59,8 @@ def parse(argv=None):
                    "report.html go")  # fmt: skip
     p.add_argument("--cache", type=Path, default=Path.home() / ".cache/rflav/features", help="where features are kept")
     p.add_argument("--device", help="cpu, cuda; the best there is if not given")
-    p.add_argument("--seed", type=cli.whole, default=0, help="of the subsets that intervals are made of")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of clips and of the "
+                   "subsets that intervals are made of")  # fmt: skip
     more = p.add_argument_group("other uses")
     more.add_argument("--sweep", nargs="+", metavar=("OPTION", "VALUE"), help="sample with each value of an option of "
                       "sample.py, as num_timesteps 1 2 5 10 20, and measure each")  # fmt: skip
@@ -82,7 +85,7 @@ def check(p: cli.Parser, args) -> None:
         p.error("--real is missing; give a folder with real videos")
     for path in filter(None, (args.fake, args.real, args.train)):
         if not path.is_dir():
-            p.error(f"{path} is no folder; give one with videos")
+            p.error(f"{path} is no folder{nearest_path(path)}; give one with videos")
     if "memorisation" in args.metrics and not args.train:
         p.error("memorisation compares with the videos trained on; give --train")
 
@@ -127,7 +130,7 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     chosen = {name: measure for name, measure in measures().items() if name in args.metrics}
     extractors = networks(args, chosen, str(processes.device) if args.device is None else args.device)
     sound = any(measure.sound for measure in chosen.values())
-    folders = [find_videos(path, split, sound, partial(bar, desc="looking")) if path else None
+    folders = [find_videos(path, split, sound, partial(bar, desc="looking"), args.seed) if path else None
                for path, split in ((fake, args.split), (args.real, args.split), (args.train, "train"))]  # fmt: skip
     for folder in folders[:2]:
         enough(folder, args)
@@ -188,10 +191,13 @@ def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
                and found.seconds_per_clip * PAPER, "seconds_of_2048_on_a_gpu": None}
         for name, found in setting.extracted.items()
     }  # fmt: skip
+    folders = {name: folder.facts() for name in ("fake", "real", "train") if (folder := getattr(setting, name))}
+    for name in ("fake", "real"):  # of training videos all are looked at
+        folders[name] |= getattr(setting, name).chosen(setting.num)
     return {
         "figures": _finite([asdict(figure) for figure in result.figures]),
         "data": _finite(result.data),
-        "folders": {name: folder.facts() for name in ("fake", "real", "train") if (folder := getattr(setting, name))},
+        "folders": folders,
         "features": networks,
         "seconds": seconds,
         "processes": setting.processes.num_processes,
@@ -227,13 +233,24 @@ def write(args, setting: Setting, result: Result, seconds: dict[str, float]) -> 
     cli.write_text(args.results_dir / "report.html", page(result, facts))
     cli.write_run(args.results_dir, args, seconds=sum(seconds.values()))
     print(table(result.figures))
+    warn(result)
     print(f"{args.results_dir}: metrics.json, report.html")
 
 
+def warn(result: Result) -> None:
+    """Which figures say nothing, and why."""
+    for figure in filter(lambda figure: figure.warning, result.figures):
+        print(f"warning: {figure.warning}", file=sys.stderr)
+
+
 def _said(folder: dict) -> str:
+    from data.folders import by_reason
+
+    files = len(set(folder.get("chosen", ())))
+    chosen = f" ({files} chosen by {folder['chosen_by']})" if 0 < files < folder["videos"] else ""
     rates, sizes = ", ".join(f"{rate:g}" for rate in folder["fps"]), ", ".join(folder["sizes"])
-    problems = f"; {len(folder['problems'])} files skipped" if folder["problems"] else ""
-    return f"{folder['path']}: {folder['videos']} videos, {sizes} px, {rates} fps{problems}"
+    skipped = by_reason(folder["problems"])
+    return f"{folder['path']}: {folder['videos']} videos{chosen}, {sizes} px, {rates} fps; skipped {skipped}"
 
 
 def sweep(args) -> None:
@@ -250,6 +267,8 @@ def sweep(args) -> None:
         processes.wait_for_everyone()
         setting, chosen = prepare(args, processes, films)
         result, _ = measure(setting, chosen)
+        if processes.is_main_process:
+            warn(result)
         made = json.loads((films / "run.json").read_text())
         each = made["seconds"] / made["made"]
         rows.append({option: value, "seconds_per_clip": each, "figures": [asdict(figure) for figure in result.figures]})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.folders import by_reason, printable
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from data.clips import ClipDataset
@@ -37,6 +38,8 @@ def parse(argv=None):
                 "leave it out, or train on the videos themselves")  # fmt: skip
     if args.out.resolve() == args.data_path.resolve():
         p.error(f"--out {args.out} is the folder of the videos; choose another for the latents")
+    if (out := printable(str(args.out))) != str(args.out):
+        p.error(f"--out {out} is not UTF-8, which safetensors asks of paths; choose another folder")
     return args
 
 
@@ -83,10 +86,10 @@ def find(args) -> tuple[dict[str, ClipDataset], AVCodec, tuple[str, ...]]:
     from pipeline.prepare import SAME, find_splits, open_codec
 
     wanted = AVSpec(normalise=args.normalise, **{name: getattr(args, name) for name in SAME})
-    splits = find_splits(args.data_path, wanted)
+    splits = find_splits(args.data_path, wanted, cli.bar("indexing"))
     train = splits["train"]
     names = train.chosen_classes(args.num_classes)
-    codec = open_codec(args.out / "pipeline", wanted, train)
+    codec = open_codec(args.out / "pipeline", wanted, train, cli.bar("reading"))
     codec.spec = replace(codec.spec, audio_scale=1.0)
     return splits, codec, names
 
@@ -147,12 +150,12 @@ def finish(
     index = make_index(splits, results, codec, facts)
     encoded = sum(result.encoded for result in results)
     files, size = (sum(total[key] for total in index["totals"].values()) for key in ("files", "bytes"))
-    skipped = sum(len(split["skipped"]) for split in index["splits"].values())
-    found = f"{args.out}: {files} files, skipped {skipped}, {size / 1e6:.1f} MB"
+    skipped = [(e["path"], e["reason"]) for split in index["splits"].values() for e in split["skipped"]]
+    found = f"{args.out}: {files} files, {size / 1e6:.1f} MB, skipped {by_reason(skipped)}"
     update_spec(args.out / "pipeline", replace(codec.spec, audio_scale=index["audio_scale"]))
     if index == before and not encoded:
         return f"{found}; all were prepared before, so nothing is written"
-    cost |= {"files": files, "encoded": encoded, "skipped": skipped, "bytes": size}
+    cost |= {"files": files, "encoded": encoded, "skipped": len(skipped), "bytes": size}
     quality = report(args, splits, results, index, cost)
     show(args, splits["train"], index, codec)
     remove_strays(args.out, index)

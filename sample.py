@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +43,8 @@ def main(argv=None):
     processes = cli.join_processes(args)
     pipe = cli.load_pipeline(args)
     y = cli.labels(args.classes, pipe.spec.class_names, args.num_videos)
+    told = cli.settle_guidance(args, pipe)
+    sys.stderr.write(told if processes.is_main_process else "")
     todo = missing_batches(args)
     processes.wait_for_everyone()  # so that all see the same folder before the first file is written
     mine, began = todo[processes.process_index :: processes.num_processes], time.perf_counter()
@@ -87,17 +90,18 @@ def generate(pipe: AVPipeline, batch: range, y: list[int] | None, args) -> Clips
 
 def write(folder: Path, spec: AVSpec, batch: range, clips: Clips, latents: bool) -> None:
     """Write the clips of a batch, each file complete or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    from data.av import write_clip
+    from data.av import replace_older, write_clip
 
     for row, number in enumerate(batch):
         path = clip_path(folder, number)
         if latents:
             part = path.with_name(f".{path.stem}.latents.{os.getpid()}.part")
-            save_file({"v": clips.v[row].cpu().contiguous(), "a": clips.a[row].cpu().contiguous()}, part)
+            part.write_bytes(save({"v": clips.v[row].cpu().contiguous(), "a": clips.a[row].cpu().contiguous()}))
             part.replace(path.with_suffix(".latents.safetensors"))
         write_clip(path, clips.frames[row], clips.wave[row], spec.fps, spec.sample_rate)
+        replace_older(path, path.stem)
 
 
 def report(folder: Path, args, spec: AVSpec, y: list[int] | None, made: int, seconds: float, processes: int) -> None:

@@ -1,7 +1,7 @@
 """Make the picture for a sound (A2V): wav, mp3, flac, m4a or any video, of any length.
 
-Writes sample_00000.mp4 with the original sound, copied, or .mkv where mp4 cannot hold it, and beside it the sound at
-the model's rate as sample_00000.wav.
+Writes sample_00000_INPUT.mp4 with the original sound, copied, or .mkv where mp4 cannot hold it, and beside it the sound
+at the model's rate as sample_00000_INPUT.wav.
 """
 
 import cli

@@ -11,12 +11,14 @@ import time
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from contact import LivePage, check_page, in_terminal
+from data.folders import nearest_path
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from pipeline import AVPipeline, Streams, StreamState
@@ -42,6 +44,8 @@ def parse(argv=None):
     begin.add_argument("--fork", type=Path, help="state file to go on from, with the noise of --seed")
     begin.add_argument("--extend", type=Path, nargs="+", help="clips whose ends become the past of a film each, which "
                        "begins with the clip")  # fmt: skip
+    p.add_argument("--channels", choices=["mean", "first"], help="how the sound of --extend becomes mono; as in "
+                   "training if not given")  # fmt: skip
     p.add_argument("--overlap", action=argparse.BooleanOptionalAction, help="denoise, decode and write in a thread "
                    "each; the film is the same; if not given, on a GPU")  # fmt: skip
     p.add_argument("--preview", action="store_true", help="show the newest frame and the loudness in the terminal")
@@ -57,22 +61,26 @@ def parse(argv=None):
         p.error("--class-schedule and --classes contradict each other; give one of them")
     for path in (args.resume, args.fork, *(args.extend or ())):
         if path and not path.is_file():
-            p.error(f"{path} does not exist; give a file")
+            p.error(f"{path} does not exist{nearest_path(path)}; give a file")
     return args
 
 
 def main(argv=None):
     args = parse(argv)
     cli.output_folder(args.results_dir)
+    if args.html:
+        check_page(args.html)
     import torch  # like all that takes seconds
 
     from pipeline import Streams
 
-    pipe = cli.load_pipeline(args)
+    pipe = cli.load_pipeline(args, channels=args.channels)
     schedule = class_schedule(args.class_schedule, pipe.spec.class_names)
+    begins = beginnings(args, pipe, schedule)
+    sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale))
     streams, clock, films = Streams(pipe, args.num_timesteps, args.cfg_scale), Clock(pipe.spec.fps), {}
     with suppress(BrokenPipeError), cli.Stop() as stop, ExitStack() as files, torch.no_grad():
-        for begun in beginnings(args, pipe, schedule):
+        for begun in begins:
             films[begun.name] = begun, open_film(args, pipe, begun, files)
             streams.join(begun.name, begun.state, args.frames or None, labels=schedule)
         try:
@@ -88,20 +96,19 @@ def make(args, pipe: AVPipeline, streams: Streams, films: dict, clock: Clock, st
     """Write the films until they end or a signal asks to stop."""
     from tqdm import tqdm
 
-    from contact import LivePage, in_terminal
     from pipeline.overlap import steps_of
 
     page = LivePage(args.html, pipe.spec.fps, pipe.spec.sample_rate) if args.html else None
     made = sum(film.state.frame for _, film in films.values())
     bar = tqdm(initial=made, total=args.frames * len(films) or None, unit="frame")
-    with bar, closing(steps_of(streams, args.overlap)) as steps:
+    with bar, closing(steps_of(streams, args.overlap)) as steps, page or nullcontext():
         clock.start()
         while not stop.asked and (chunks := next(steps, None)) is not None:
             for name, chunk in chunks:
                 films[name][1].write(chunk)
                 bar.update(len(chunk.frames))
                 if page:
-                    page.show(name, chunk.frames, chunk.wave)
+                    page.show(name, chunk.first, chunk.frames, chunk.wave)
                 if args.preview:
                     bar.write(in_terminal(chunk.frames[-1], chunk.wave), file=sys.stderr)
             clock.lap(bool(chunks))
@@ -125,12 +132,16 @@ def report(args, pipe: AVPipeline, films: dict[str, tuple[Beginning, Film]], clo
 
 @dataclass(frozen=True)
 class Beginning:
-    """How a film begins: its file's name, the name that its continuations keep, its stream, the real clip before it."""
+    """How a film begins: its file's name, the name that its continuations keep, its stream.
+
+    real: clip before it. cfg_scale: of the film that it continues.
+    """
 
     name: str
     base: str
     state: StreamState
     real: RealClip | None = None
+    cfg_scale: float | None = None
 
 
 def beginnings(args, pipe: AVPipeline, schedule: Callable | None) -> list[Beginning]:
@@ -175,7 +186,7 @@ def continued(args, pipe: AVPipeline) -> Beginning:
     base = facts["base"]
     if args.fork:
         state, base = state.forked(args.seed), f"{base}_seed_{args.seed}"
-    return Beginning(f"{base}_from_{state.frame:06d}", base, state)
+    return Beginning(f"{base}_from_{state.frame:06d}", base, state, cfg_scale=facts.get("cfg_scale"))
 
 
 def class_schedule(text: str | None, class_names: tuple[str, ...]) -> Callable[[int], int] | None:
@@ -207,14 +218,15 @@ def open_film(args, pipe: AVPipeline, begun: Beginning, files: ExitStack) -> Fil
     path = args.out or args.results_dir / f"{begun.name}.{args.container}"
     size = (spec.image_size, spec.image_size, spec.fps, spec.sample_rate)
     writer = files.enter_context(Writer(path, *size, preset="endless", container=container))
-    return Film(writer, begun.state, begun.real, args.save_latents)
+    return Film(writer, begun.state, begun.real, args.save_latents, cli.bar("reading", "block"))
 
 
 def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> None:
     """Write the state of each film, from which it goes on after its last written frame."""
     for name, (begun, film) in films.items():
         if film.state.frame >= film.real_until:  # before that a new run is the way to go on
-            film.state.save(args.results_dir / f"{name}.state.safetensors", base=begun.base, checksum=pipe.checksum)
+            facts = dict(base=begun.base, checksum=pipe.checksum, cfg_scale=args.cfg_scale)
+            film.state.save(args.results_dir / f"{name}.state.safetensors", **facts)
 
 
 class Clock:

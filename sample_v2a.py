@@ -1,7 +1,7 @@
 """Make the sound for a picture (V2A): any video, of any length.
 
-Writes sample_00000.mp4 with the original picture, copied, or .mkv where mp4 cannot hold it, and beside it the generated
-sound as sample_00000.wav.
+Writes sample_00000_INPUT.mp4 with the original picture, copied, or .mkv where mp4 cannot hold it, and beside it the
+generated sound as sample_00000_INPUT.wav.
 """
 
 import cli

@@ -10,7 +10,6 @@ import resource
 import statistics
 import time
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,7 +155,6 @@ def train(args) -> None:
             "%s is at step %s already; --max-steps %s asks for no more", args.experiment_dir, first_step, args.max_steps
         )
         return
-    learner.ema.to(device)
     loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step)
     meter, journal = make_meter(args, accelerator, codec), Journal(accelerator, args.experiment_dir, first_step)
     steps = range(first_step, args.max_steps)
@@ -223,7 +221,6 @@ def make_learner(args, accelerator, codec):
 def make_data(args, accelerator, dataset, codec, model, first_step: int):
     """The batches of this process from a step on, and what is drawn for them."""
     from torch.utils.data import DataLoader
-    from tqdm import tqdm
 
     from data.order import ClipOrder
     from data.prepared import is_prepared
@@ -231,7 +228,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int):
     from pipeline.training import Draws
 
     device, ranks, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
-    progress = partial(tqdm, unit="file", desc="encoding", leave=False, disable=not main)
+    progress = cli.bar("encoding", disable=not main)
     cached = args.cache_latents and not is_prepared(args.data_path)
     clips = encode_files(dataset, codec, device, progress) if cached else dataset
     steps = (first_step, args.max_steps)
@@ -263,7 +260,8 @@ def make_meter(args, accelerator, codec):
 def announce(args, accelerator, dataset, codec, model, steps: range) -> None:
     """run.json, and a line on what begins."""
     ranks, size = accelerator.num_processes, sum(p.numel() for p in model.parameters())
-    cli.write_run(args.experiment_dir, args, spec=asdict(codec.spec), processes=ranks, parameters=size)
+    cli.write_run(args.experiment_dir, args, spec=asdict(codec.spec), processes=ranks, parameters=size,
+                  skipped=dataset.skipped)  # fmt: skip
     log.info("%s; %.1f million parameters, steps %s to %s, %s process%s on %s", dataset.summary(), size / 1e6,
              steps.start, steps.stop, ranks, "es" * (ranks > 1), accelerator.device)  # fmt: skip
 
@@ -399,7 +397,8 @@ def open_data(args):
 
     if not is_prepared(args.data_path):
         how = {name: getattr(args, name) for name in ("image_size", "normalise", "channels", "resize")}
-        return ClipDataset(args.data_path, "train", args.predict_frames, context=AVCodec.context, **how)
+        how |= {"context": AVCodec.context, "progress": cli.bar("indexing")}
+        return ClipDataset(args.data_path, "train", args.predict_frames, **how)
     dataset = PreparedDataset(args.data_path, "train", args.predict_frames, args.audio_scale)
     stored = AVSpec.load(args.data_path / "pipeline")
     for name in FACTS:
@@ -425,7 +424,8 @@ def first_codec(args, dataset, wanted):
         frames = AVCodec.load(args.data_path / "pipeline").frames
         spec = replace(wanted, audio_scale=dataset.audio_scale)
         return AVCodec(spec, frames, make_vocoder(spec, Path(args.vocoder)))
-    return make_codec(dataset, wanted, Path(args.vocoder), measure=args.audio_scale is None)
+    measure = args.audio_scale is None
+    return make_codec(dataset, wanted, Path(args.vocoder), measure, progress=cli.bar("reading"))
 
 
 def model_config(args, codec) -> dict:

@@ -87,7 +87,7 @@ def sides_of(args, config: dict, model, plain, samples: list[int]) -> tuple[dict
 
     def ours(switches):
         pipe = AVPipeline(model, codec, weight.device, weight.dtype, **switches)
-        return lambda: pipe.sample(samples, frames, seed=args.seed, num_timesteps=n)
+        return lambda: pipe.sample(samples, frames, seed=args.seed, num_timesteps=n, cfg_scale=1.0)
 
     def reference():
         return list(islice(subjects.reference_frames(plain, model, samples, n, args.seed), frames))

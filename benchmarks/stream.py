@@ -69,6 +69,7 @@ def subjects_of(args, device, dtype) -> tuple:
 def compare(args, pipe, plain, name: str, ceiling: float) -> list[dict]:
     """Rows of short streams: ours, ours with overlap where it is off and the reverse, the reference."""
     from models.costs import forward_flops
+    from pipeline import Streams
 
     frames, firsts = args.compare_frames, {}
     other, overlap = ("no overlap", False) if pipe.device.type == "cuda" else ("overlap", True)
@@ -90,7 +91,8 @@ def compare(args, pipe, plain, name: str, ceiling: float) -> list[dict]:
     whole, first = f"stream of {frames} frames, {name}, n = {args.num_timesteps}", f"first frame, {name}"
     row = timing.compared(whole, seconds, "ours", "reference", **timing.gpu_peaks(sides, pipe.device))
     T, n = pipe.model.predict_frames, args.num_timesteps
-    calls = [s // n + 1 for s in range(n * T)] + [T] * n * (frames - 1)  # frames in each; those that wait are left out
+    more = frames + Streams(pipe).run_on - 1
+    calls = [s // n + 1 for s in range(n * T)] + [T] * n * more  # frames in each; those that wait are left out
     flops = sum(forward_flops(pipe.model._hub_mixin_config, 1, call) for call in calls)
     row |= timing.share(flops, row["ours_s"], ceiling)
     factor = frames / pipe.spec.fps / row["ours_s"]
@@ -142,7 +144,8 @@ def told(figures: dict) -> str:
 
 def ours(args, pipe, frames: int, overlap: bool | None = None):
     """Frames and wave of each chunk of our stream."""
-    for chunk in pipe.stream(frames=frames, seed=args.seed, num_timesteps=args.num_timesteps, overlap=overlap):
+    how = dict(seed=args.seed, num_timesteps=args.num_timesteps, cfg_scale=1.0, overlap=overlap)
+    for chunk in pipe.stream(frames=frames, **how):
         yield chunk.frames, chunk.wave
 
 
@@ -151,25 +154,22 @@ def reference_chunks(args, pipe, plain, frames: int):
     import torch
 
     from benchmarks import subjects
+    from pipeline import Streams
     from vocoder import VocoderStream
 
     codec, voice, size = pipe.codec, VocoderStream(pipe.codec.vocoder), pipe.spec.samples_per_frame
     pictures, sound = [], torch.zeros(0, device=pipe.device)
     made = subjects.reference_frames(plain, pipe.model, [0], args.num_timesteps, args.seed)
-    for k, (v, a) in zip(range(1, frames + 1), made):
+    for _, (v, a) in zip(range(frames + Streams(pipe).run_on), made):
         pictures.append(codec.decode_frames(v[:, None])[0])
         sound = torch.cat([sound, voice.push(codec.mel(a[:, None]))[0]])
-        sound = torch.cat([sound, voice.finish()[0]]) if k == frames else sound
-        if ready := len(sound) // size:
+        if ready := min(len(sound) // size, frames):
             yield torch.cat(pictures[:ready]), sound[: ready * size]
-            pictures, sound = pictures[ready:], sound[ready * size :]
+            pictures, sound, frames = pictures[ready:], sound[ready * size :], frames - ready
 
 
 def written(chunks, spec) -> tuple[float, list[float]]:
-    """Write a film; seconds until its first frame, and from one chunk to the next after that.
-
-    A chunk is a frame, but for the last one, with which come the frames that waited for their sound.
-    """
+    """Write a film; seconds until its first frame, and from one chunk, which is a frame, to the next after that."""
     from data.av import Writer
 
     times, began = [], time.perf_counter()

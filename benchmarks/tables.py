@@ -6,9 +6,8 @@
     python benchmarks/tables.py conditional --checkpoints R-FLAV=C/export --real DATA --out tables
 
 Rows come from sample.py, sample_a2v.py, sample_v2a.py and evaluate.py, run as a user would, with the options given
-after --sample and --evaluate. Figures of others are added by --quoted FILE, a JSON list of {"row", "figures": {name:
-value}, "source"}. OUT/TABLE.md and OUT/TABLE.json say of each row whether it was measured or quoted; a run goes on
-where it was interrupted.
+after --sample and --evaluate; a run goes on where it was interrupted. OUT/TABLE.md and OUT/TABLE.json hold what was
+measured and, as a table of its own with its source, what the paper's says: other clips, and FAD of other sounds.
 """
 
 import json
@@ -24,6 +23,8 @@ TITLES = {
     "steps": "Table 2: steps per frame, and others",
     "conditional": "Table 3: sound to picture, picture to sound",
 }
+PAPER = cli.ROOT / "docs/paper_tables.json"
+QUOTED = {"fusions": "table_1a", "windows": "table_1b", "steps": "table_2", "conditional": "table_3"}  # names begin so
 STEPS = (2, 10, 20)
 GIVEN = {"A2V": "sample_a2v.py", "V2A": "sample_v2a.py"}
 
@@ -34,7 +35,7 @@ def main(argv=None) -> None:
     p.add_argument("--checkpoints", nargs="+", required=True, metavar="ROW=PATH", help="checkpoint of each row")
     p.add_argument("--real", type=Path, required=True, help="data set whose test videos are the real ones")
     p.add_argument("--num", type=cli.positive, default=2048, help="clips of a row")
-    p.add_argument("--quoted", type=Path, help="JSON with figures of others")
+    p.add_argument("--quoted", type=Path, default=PAPER, help="JSON with the paper's tables")
     p.add_argument("--sample", default="", help="more options of the sampling script, as one string")
     p.add_argument("--evaluate", default="--metrics fvd kvd fad", help="options of evaluate.py, as one string")
     p.add_argument("--seed", type=cli.whole, default=0, help="seed of the noise")
@@ -42,11 +43,12 @@ def main(argv=None) -> None:
     args = p.parse_args(argv)
     if strange := [text for text in args.checkpoints if "=" not in text]:
         p.error(f"--checkpoints {strange[0]} is not ROW=PATH; give e.g. c=runs/demo/c/export")
-    rows = [measured(args, *row) for row in plan(args.table, args.checkpoints)] + quoted(args.quoted)
+    title, theirs = TITLES[args.table], quoted(args.quoted, args.table)
+    rows = [measured(args, *row) for row in plan(args.table, args.checkpoints)]
     cli.write_json(
-        args.out / f"{args.table}.json", {"table": TITLES[args.table], "rows": rows, "machine": cli.machine()}
+        args.out / f"{args.table}.json", {"table": title, "rows": rows, "quoted": theirs, "machine": cli.machine()}
     )
-    text = markdown(TITLES[args.table], rows)
+    text = f"{title}, measured\n\n{markdown(rows)}\n{title}, quoted\n\n{markdown(theirs)}"
     cli.write_text(args.out / f"{args.table}.md", text)
     print(text)
 
@@ -76,36 +78,47 @@ def measured(args, row: str, script: str, options: list[str]) -> dict:
              *args.evaluate.split())  # fmt: skip
     figures = json.loads(found.read_text())["figures"]
     seconds = json.loads((films / "run.json").read_text())["seconds"]
+    unsure = [figure["name"] for figure in figures if figure.get("warning")]  # evaluations of before have none
     return {
         "row": row,
         "figures": {figure["name"]: figure["value"] for figure in figures},
-        "notes": sorted({figure["note"] for figure in figures if "not comparable" in figure["note"]}),
+        "notes": sorted({figure["note"] for figure in figures if "not comparable" in figure["note"]})
+        + [f"not told from real: {', '.join(unsure)}"] * bool(unsure),
         "clips": figures[0]["fake"],
         "sampling_seconds": seconds,
         "source": "measured",
     }
 
 
-def quoted(path: Path | None) -> list[dict]:
-    """Rows of others; each must say where it is from.
+def quoted(path: Path, table: str) -> list[dict]:
+    """The rows of the paper's table; None where it leaves a figure open.
 
     Raises:
-        ValueError: a row lacks its source.
+        ValueError: the file lacks the table or its source, or a row is not as long as the columns.
     """
-    rows = json.loads(path.read_text()) if path else []
-    if missing := [row.get("row") for row in rows if not row.get("source")]:
-        raise ValueError(f"{path} has no source for {missing[0]!r}; say where its figures are from")
-    return [{**row, "source": f"quoted: {row['source']}"} for row in rows]
+    try:
+        paper = json.loads(path.read_text())["R-FLAV"]
+        name = next(name for name in paper if name.startswith(QUOTED[table]))
+        columns, source = paper[name].pop("columns"), f"quoted: {paper['source']}"
+        return [{"row": row, "figures": dict(zip(columns, values, strict=True)), "source": source}
+                for row, values in paper[name].items()]  # fmt: skip
+    except (OSError, LookupError, StopIteration, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has no {QUOTED[table]} of R-FLAV ({error}); give a file like {PAPER}") from None
 
 
-def markdown(title: str, rows: list[dict]) -> str:
-    """The table, a column per figure."""
+def markdown(rows: list[dict]) -> str:
+    """A table with a column per figure."""
     names = list(dict.fromkeys(name for row in rows for name in row["figures"]))
     lines = [["row", *names, "clips", "source"], ["---"] * (len(names) + 3)]
     for row in rows:
-        cells = [f"{row['figures'][name]:.4g}" if name in row["figures"] else "" for name in names]
+        cells = [_cell(row["figures"].get(name), row["source"]) for name in names]
         lines.append([row["row"], *cells, str(row.get("clips", "")), "; ".join([row["source"], *row.get("notes", [])])])
-    return f"{title}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _cell(value: float | str | None, source: str) -> str:
+    """Four digits of what was measured; what is quoted as it stands there."""
+    return "" if value is None else f"{value:.4g}" if source == "measured" else str(value)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import json
 import math
 import os
+import time
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from contextlib import closing
+from dataclasses import dataclass, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +19,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.av import Channels, Gap, MediaError, iter_frames, probe, read_audio
+from data.folders import Skipped, by_reason, class_of, scan
 from data.frames import Resize, fit
+from data.loudness import PEAK, SILENCE, lost_in_mono, peak_of
 
-SUFFIXES = {".mp4", ".webm", ".avi", ".mkv", ".mov"}
-SPLITS = ("train", "test")
-PEAK = 0.95  # of a normalised wave
-SILENCE = 1e-4  # a track that never gets louder (-80 dB) is silent
 LONGEST_GAP = 2  # s; without a new picture or without sound for longer, a clip of a second would show no event
-VERSION = 2  # of the index file
+VERSION = 3  # of the index file
 MOST_FRAMES = 2**31  # of one file: seven years at 10 fps
+KEEP = 3  # s between two writings of the index while it is made, longer if writing takes more than a 20th of that
 
 
 @dataclass(frozen=True)
@@ -41,42 +41,6 @@ class Entry:
     problem: str  # why the file cannot be used, as "reason" or "reason: details"; "" if it can
 
 
-def scan(root: str | Path, split: str) -> tuple[list[Path], tuple[str, ...]]:
-    """Find the videos of a split.
-
-    Returns:
-        files: sorted, relative to root/split; their first folder, if any, is their class.
-        class_names: sorted, of all splits together, so that a class missing in one shifts no label; () without classes.
-    Raises:
-        ValueError: root has no such split, the split is empty, or it has files both in and beside class folders.
-    """
-    folder = Path(root) / split
-    if not folder.is_dir():
-        found = sorted(p.name for p in Path(root).iterdir()) if Path(root).is_dir() else []
-        raise ValueError(
-            f"{root} has no folder {split!r} (found: {', '.join(found[:10]) or 'nothing'}); "
-            f"lay it out as {split}/[class/]file.mp4"
-        )
-    loose, classed = _videos(folder), [video for c in _visible(folder) for video in _videos(c)]
-    if loose and classed:
-        raise ValueError(
-            f"{folder} has {len(loose)} videos beside its class folders (as {loose[0].name}) and "
-            f"{len(classed)} in them; move all into class folders, or none"
-        )
-    if not loose and not classed:
-        raise ValueError(f"{folder} has no videos ({', '.join(sorted(SUFFIXES))}); put some there or in class folders")
-    names = {c.name for s in {*SPLITS, split} for c in _visible(Path(root) / s) if c.is_dir()} if classed else ()
-    return sorted(p.relative_to(folder) for p in loose or classed), tuple(sorted(names))
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-
-
-def _videos(folder: Path) -> list[Path]:
-    return [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and p.is_file()]
-
-
 def examine(folder: Path, file: Path, fps: int, sample_rate: int, channels: Channels) -> Entry:
     """Measure one file; what is wrong with it goes into `problem`. Packets are counted, pictures are not decoded."""
     stat = (folder / file).stat()
@@ -86,27 +50,20 @@ def examine(folder: Path, file: Path, fps: int, sample_rate: int, channels: Chan
         frames = info.frames(fps)
         problem = _too_long(info.gaps) if info.has_audio else "no sound track"
         if not problem:
-            peak = _peak(folder / file, frames * sample_rate // fps, sample_rate, channels)
-            problem = "" if peak > SILENCE else "silent"
+            how = dict(sample_rate=sample_rate, channels=channels, samples=frames * sample_rate // fps)
+            peak = peak_of(folder / file, **how)
+            problem = lost_in_mono(folder / file, peak, **how) or ("" if peak > SILENCE else "silent")
     except MediaError as error:
         problem = f"unreadable: {error}"
     return Entry(file.as_posix(), stat.st_size, stat.st_mtime_ns, frames, peak, problem)
 
 
 def _too_long(gaps: dict[str, Gap]) -> str:
-    """What is wrong with the longest gap of a file; sound that begins late or ends early leaves none."""
-    kind, gap = max(gaps.items(), key=lambda pair: pair[1].seconds, default=("video", Gap(0, 0)))
-    missing = {"video": "new picture", "audio": "sound"}[kind]
-    if gap.seconds <= LONGEST_GAP:
-        return ""
-    return f"too long gaps: no {missing} for {gap.seconds:.1f} s from {gap.at:.1f} s on"
-
-
-def _peak(path: Path, samples: int, sample_rate: int, channels: Channels) -> float:
-    """Largest absolute sample of the first `samples`, a minute at a time."""
-    minute = 60 * sample_rate
-    waves = (read_audio(path, k, min(minute, samples - k), sample_rate, channels) for k in range(0, samples, minute))
-    return max((wave.abs().max().item() for wave in waves), default=0.0)
+    """What is wrong with the gaps of a file, "" if none is too long."""
+    for kind, missing in (("video", "new picture"), ("audio", "sound")):
+        if kind in gaps and (gap := gaps[kind]).seconds > LONGEST_GAP:
+            return f"too long gaps: no {missing} for {gap.seconds:.1f} s from {gap.at:.1f} s on"
+    return ""
 
 
 def load_index(
@@ -120,20 +77,35 @@ def load_index(
 ) -> list[Entry]:
     """Entries of `files`, from the JSON kept in `root`; new and changed files are examined, and the JSON is rewritten.
 
+    What was examined is kept every few seconds, and when the work is broken off: the next call goes on from there.
+
     Args:
-        progress: wraps the work as tqdm does: progress(iterable, total=n).
+        progress: wraps the work, if there is any, as tqdm does: progress(iterable, total=n).
     """
     cache = root / f".index-{split}-{fps}fps-{sample_rate}hz-{channels}.json"
     known = _load_cache(cache)
     stale = [file for file in files if _outdated(known.get(file.as_posix()), root / split / file)]
-    with ThreadPoolExecutor() as pool:
-        fresh = pool.map(lambda file: examine(root / split, file, fps, sample_rate, channels), stale)
-        for entry in progress(fresh, total=len(stale)) if progress else fresh:
-            known[entry.path] = entry
-    entries = [known[file.as_posix()] for file in files]
     if stale:
-        _save_cache(cache, entries)
-    return entries
+        with ThreadPoolExecutor() as pool:
+            fresh = pool.map(lambda file: examine(root / split, file, fps, sample_rate, channels), stale)
+            with closing(fresh):  # what has not begun is cancelled when the work is broken off
+                _collect(progress(fresh, total=len(stale)) if progress else fresh, known, cache)
+        _save_cache(cache, [known[file.as_posix()] for file in files])
+    return [known[file.as_posix()] for file in files]
+
+
+def _collect(fresh: Iterable[Entry], known: dict[str, Entry], cache: Path) -> None:
+    """Take in entries as they come, and keep them on disk; writing all again each time must stay a small share."""
+    due = time.monotonic() + KEEP
+    try:
+        for entry in fresh:
+            known[entry.path] = entry
+            if (began := time.monotonic()) >= due:
+                _save_cache(cache, list(known.values()))
+                due = time.monotonic() + max(KEEP, 20 * (time.monotonic() - began))
+    except BaseException:  # Ctrl-C, too
+        _save_cache(cache, list(known.values()))
+        raise
 
 
 def _outdated(entry: Entry | None, path: Path) -> bool:
@@ -160,7 +132,7 @@ def _is_sound(entry: Entry) -> bool:
 def _save_cache(cache: Path, entries: list[Entry]) -> None:
     part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     try:
-        part.write_text(json.dumps({"version": VERSION, "entries": [asdict(e) for e in entries]}))
+        part.write_text(json.dumps({"version": VERSION, "entries": [vars(e) for e in entries]}))
         os.replace(part, cache)
     except OSError:
         part.unlink(missing_ok=True)  # a read-only data folder: the index lives in memory
@@ -180,7 +152,7 @@ class ClipDataset(Dataset):
     Attributes:
         class_names, entries (usable files), skipped: [(path, reason)].
     Raises:
-        ValueError: the folder is not laid out as `scan` wants it, or no file in it can be used.
+        ValueError: the folder is not laid out as `data.folders.scan` wants it, or no file in it can be used.
         MediaError: from an item, when its file cannot be read any more.
     """
 
@@ -213,19 +185,20 @@ class ClipDataset(Dataset):
         self.folder, self.split = Path(root) / split, split
         self.clip_frames, self.image_size, self.fps, self.sample_rate = clip_frames, image_size, fps, sample_rate
         self.context, self.normalise, self.channels, self.resize = context, normalise, channels, resize
-        files, self.class_names = scan(root, split)
-        self._select(load_index(Path(root), split, files, fps, sample_rate, channels, progress))
+        files, self.class_names, skipped = scan(root, split)
+        entries = load_index(Path(root), split, files, fps, sample_rate, channels, progress)
+        self._select(entries + [Entry(path, 0, 0, 0, 0.0, reason) for path, reason in skipped])
 
     def _select(self, entries: list[Entry]) -> None:
         """Sort the files into usable and skipped ones."""
         short = f"shorter than {self.clip_frames} frames"
         reasons = [e.problem or (short if e.frames < self.clip_frames else "") for e in entries]
-        self.skipped = [(str(self.folder / e.path), reason) for e, reason in zip(entries, reasons) if reason]
+        self.skipped: Skipped = [(str(self.folder / e.path), reason) for e, reason in zip(entries, reasons) if reason]
         self.entries = [e for e, reason in zip(entries, reasons) if not reason]
         self._ends = list(accumulate(e.frames - self.clip_frames + 1 for e in self.entries))
         if not self.entries:
             raise ValueError(
-                f"{self.folder} has no usable video: {self._skipped_by_reason()} "
+                f"{self.folder} has no usable video: {by_reason(self.skipped)} "
                 f"(the first is {self.skipped[0][0]}); add videos with picture and sound"
             )
 
@@ -250,12 +223,8 @@ class ClipDataset(Dataset):
         """One line for a log: what there is, and what was skipped for which reason."""
         return (
             f"{self.split}: {len(self)} clips in {len(self.entries)} files, {self.num_classes} classes, "
-            f"skipped {self._skipped_by_reason() or 'none'}"
+            f"skipped {by_reason(self.skipped)}"
         )
-
-    def _skipped_by_reason(self) -> str:
-        counts = Counter(reason.partition(":")[0] for _, reason in self.skipped)
-        return ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -281,7 +250,7 @@ class ClipDataset(Dataset):
     def _read(self, entry: Entry, start: int, count: int) -> dict[str, Any]:
         path = self.folder / entry.path
         frames = [fit(frame[None], self.image_size, self.resize) for frame in iter_frames(path, self.fps, start, count)]
-        label = self.class_names.index(Path(entry.path).parts[0]) if self.class_names else -1
+        label = self.class_names.index(class_of(entry.path)) if self.class_names else -1
         return {
             "frames": torch.cat(frames),
             "wave": self._wave(entry, start, count),

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.clips import MOST_FRAMES, ClipDataset
+from data.folders import class_of, composed, printable
 
 INDEX = "prepared.json"
 VERSION = 2  # of the index and the files
@@ -67,7 +68,7 @@ def _is_sound(index: dict) -> bool:
     listed = all(_is_path(e["path"]) and type(e["sha256"]) is str for e in files) and all(
         type(e["frames"]) is type(e["bytes"]) is int and 0 < e["frames"] < MOST_FRAMES for e in files
     )
-    classed = not names or all(Path(e["path"]).parts[0] in names for e in files)
+    classed = not names or {class_of(e["path"]) for e in files} <= set(map(composed, names))
     left_out = [(e["path"], e["reason"], e["sha256"]) for split in splits for e in split["skipped"]]
     return known and scaled and listed and classed and all(type(x) is str for row in left_out for x in row)
 
@@ -79,8 +80,8 @@ def _is_path(text: str) -> bool:
 
 
 def latent_path(folder: Path, video: str) -> Path:
-    """Where the latents of a video lie; both paths are relative to their split's folder."""
-    return folder / f"{video}.safetensors"
+    """Where the latents of a video lie; both paths are relative to their split's folder. Safetensors must be UTF-8."""
+    return folder / f"{printable(video)}.safetensors"
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:
@@ -315,7 +316,7 @@ class PreparedDataset(ClipDataset):
                 f"run prepare.py again with videos in {split}/"
             )
         self.folder, self.split, self.clip_frames = Path(root) / split, split, clip_frames
-        self.facts, self.class_names = index["facts"], tuple(index["class_names"])
+        self.facts, self.class_names = index["facts"], tuple(map(composed, index["class_names"]))
         self.audio_scale = index["audio_scale"] if audio_scale is None else audio_scale
         self._open_files: tuple[int, OrderedDict] = (0, OrderedDict())  # of this process, last used last
         self._select(_entries(index["splits"][split]))
@@ -325,7 +326,7 @@ class PreparedDataset(ClipDataset):
 
     def _read(self, entry: PreparedEntry, start: int, count: int) -> dict[str, Any]:
         mean, std, mel = (x.float() for x in self._open(entry).read(start, count))
-        label = self.class_names.index(Path(entry.path).parts[0]) if self.class_names else -1
+        label = self.class_names.index(class_of(entry.path)) if self.class_names else -1
         path = str(self.folder / entry.path)
         return {"mean": mean, "std": std, "a": self.audio_scale * mel, "y": label, "path": path, "start": start}
 
@@ -344,7 +345,7 @@ class PreparedDataset(ClipDataset):
 
 def _entries(split: dict) -> list[PreparedEntry]:
     """Of the usable files, then of the others."""
-    usable = [PreparedEntry(f"{e['path']}.safetensors", e["frames"], "", e["sha256"], e["bytes"])
+    usable = [PreparedEntry(str(latent_path(Path(), e["path"])), e["frames"], "", e["sha256"], e["bytes"])
               for e in split["files"]]  # fmt: skip
     return usable + [PreparedEntry(e["path"], 0, e["reason"]) for e in split["skipped"]]
 

@@ -13,12 +13,14 @@ from diffusion.known import Known
 def class_guided(model: Callable, scale: float, null_label: int) -> Callable:
     """Classifier-free guidance: null + scale (conditional - null) for both modalities, in one doubled batch.
 
-    At scale 1 this is the model itself, called once.
+    At scale 1 this is the model itself, called once; where all labels are null it is called once too.
     """
     if scale == 1:
         return model
 
     def velocity(v: Tensor, a: Tensor, t: Tensor, y: Tensor, t_a: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if (y == null_label).all():
+            return model(v, a, t, y=y, t_a=t_a)
         both = torch.cat([y, torch.full_like(y, null_label)])
         t_a = None if t_a is None else t_a.repeat(2, 1)
         dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a)

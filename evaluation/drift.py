@@ -63,7 +63,7 @@ def long_videos(setting: Setting) -> tuple[list[Video], int]:
     Raises:
         ValueError: there are fewer than two, or they end where pre-rolling does.
     """
-    videos = [video for video in setting.fake.videos if video.frames >= FEWEST][: setting.num]
+    videos = setting.fake.choose(setting.num, FEWEST)
     if len(videos) < 2:
         raise ValueError(
             f"{setting.fake.path} has {len(videos)} videos of {FEWEST} frames or more at {FPS} fps, and long videos "
@@ -166,7 +166,8 @@ def _repeats(videos: list[Video], seen: list[dict], frames: int, what: str) -> R
     ]  # fmt: skip
     lines = {video.path.name: (np.arange(frames) / FPS, one["r"]) for video, one in zip(videos[:SHOWN], seen)}
     plot = plots.curves(lines, "distance of frames k apart", "seconds apart", "r(k)")
-    data = {"loops": found | {"shares": [loop.peak for loop in each], "replay": replay, "amplitude": amplitude}}
+    of = {"videos": [str(video.path) for video in videos]}
+    data = {"loops": found | of | {"shares": [loop.peak for loop in each], "replay": replay, "amplitude": amplitude}}
     return Result(figures, {"loops": plot}, data)
 
 

@@ -97,7 +97,10 @@ class Sound(Extractor):
     """Embedding of AudioCLIP's audio branch, of which FAD is a distance; as one should take it."""
 
     name, module, source, prefix, mode = "audioclip", audioclip.AudioCLIP, audioclip.SOURCE, "audio.", "sound"
-    protocol = "AudioCLIP audio branch, 1024-d; 1.6 s mono at 44100 Hz in 16-bit units; eval-mode batch norm"
+    protocol = (
+        "AudioCLIP audio branch, 1024-d; 1.6 s mono at 44100 Hz in 16-bit units; no bin below the power of 16-bit "
+        "rounding noise; eval-mode batch norm"
+    )
 
     def read(self, clip: Clip) -> Tensor:
         return clip.sound(44100)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from data.folders import printable
+
 if TYPE_CHECKING:
     from evaluation.videos import Clip
 
@@ -14,8 +16,8 @@ EVERY = 4  # of a clip's 16 frames that are shown
 
 
 def plain(text: str) -> str:
-    """Text of which no letter is taken for a formula: files may be called anything."""
-    return text.replace("$", r"\$")
+    """Text that can be drawn and of which no letter is taken for a formula: files may be called anything."""
+    return printable(text).replace("$", r"\$")
 
 
 def curves(lines: dict[str, tuple], title: str, x: str, y: str) -> Figure:

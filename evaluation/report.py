@@ -34,9 +34,14 @@ def interval(figure: Figure) -> str:
 def table(figures: list[Figure]) -> str:
     """Figures as lines of text, columns aligned."""
     head = ("figure", "value", "95 %", "reference", "clips", "note")
-    rows = [head] + [(f.name, shown(f.value), interval(f), shown(f.reference), _counts(f), f.note) for f in figures]
+    rows = [head] + [(f.name, shown(f.value), interval(f), shown(f.reference), _counts(f), _noted(f)) for f in figures]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _noted(figure: Figure) -> str:
+    """Its note; a warning is a sentence, too long for a table that is printed beside it."""
+    return ", ".join(filter(None, (figure.note, figure.warning and "not told from real")))
 
 
 def _counts(figure: Figure) -> str:
@@ -72,7 +77,7 @@ def _row(figure: Figure) -> str:
     reference = shown(figure.reference)
     about = [figure.protocol, figure.interval and f"interval: {figure.interval}",
              figure.reference_is and f"reference: {figure.reference_is}"]  # fmt: skip
-    note = f" <span class=note>{html.escape(figure.note)}</span>" if figure.note else ""
+    note = "".join(f" <span class=note>{html.escape(said)}</span>" for said in (figure.note, figure.warning) if said)
     cells = "".join(f"<td class=n>{html.escape(cell)}</td>"
                     for cell in (shown(figure.value), interval(figure), reference, _counts(figure)))  # fmt: skip
     small = html.escape(". ".join(filter(None, about)))

@@ -22,6 +22,7 @@ class Figure:
     """One figure, with all that one needs to compare it with another of that name.
 
     reference: the same figure where the best possible is known: between real clips, or of the real videos.
+    warning: why the figure says nothing, in a sentence; "" if it does.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Figure:
     reference: float | None = None
     reference_is: str = ""
     note: str = ""
+    warning: str = ""
 
 
 @dataclass
@@ -103,6 +105,17 @@ class Setting:
             self.features(name, folder.clips(self.num), kind).features
             for name, folder in (("fake", self.fake), ("real", self.real))
         )
+
+    def real_twice(self, kind: type[Extractor], n: int):
+        """Features of 2n real clips, for real against real: further videos than those judged, as far as there are any.
+
+        Not further windows of the same videos, which are alike and would stand on both sides. In the order of their
+        content, since halves are drawn by place and names must not matter.
+        """
+        judged, clips = (self.real.clips(num) for num in (self.num, min(2 * n, len(self.real.videos))))
+        if len(clips) <= len(judged):
+            return self.features("real", judged, kind).features
+        return self.features("real against real", sorted(clips, key=lambda clip: clip.key), kind).features
 
     def note(self, kind: type[Extractor]) -> str:
         return RANDOM if self.extractors[kind].weights == RANDOM else ""

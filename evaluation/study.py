@@ -18,6 +18,8 @@ from statistics import NormalDist, quantiles
 from string import Template
 from typing import Any
 
+from data.choice import choose
+
 PAGE = Path(__file__).with_suffix(".html")
 SUFFIXES = {".mp4", ".webm", ".mkv"}
 SIDES = ("left", "right")
@@ -47,9 +49,10 @@ def write_study(
 ) -> int:
     """Write a blinded study of the videos of two folders: `out` to hand out and, beside it, NAME.key.json to keep.
 
-    Videos of equal name are a pair, the others are paired in sorted order; from all pairs the study's are drawn. Each
-    method is on the left in half of them. Copies have neutral names and one date; what is inside a file (its size,
-    tags of the encoder) stays as it is. The same videos and arguments give the same study.
+    Videos of equal name are a pair. The others are paired in sorted order; where one folder has more of them, the rule
+    of `data.choice` takes as many by their names. From all pairs the study's are drawn. Each method is on the
+    left in half of them. Copies have neutral names and one date; what is inside a file (its size, tags of the encoder)
+    stays as it is. The same videos and arguments give the same study.
 
     Args:
         a, b: folders with mp4, webm or mkv files; folders in them are not searched.
@@ -66,7 +69,7 @@ def write_study(
         raise ValueError(f"a study of {pairs} pairs shows nothing; ask for at least 1")
     a, b, out = (Path(os.path.abspath(folder)) for folder in (a, b, out))
     key, videos, titles = out.with_name(f"{out.name}.key.json"), (_videos(a), _videos(b)), _titles(a, b)
-    drawn = _draw(_paired(*videos), titles, pairs, seed)
+    drawn = _draw(_paired(*videos, seed), titles, pairs, seed)
     _check_free(out, key)
 
     record = {
@@ -103,9 +106,14 @@ def _titles(a: Path, b: Path) -> tuple[str, str]:
     return next((x, y) for x, y in zip(reversed(a.parts), reversed(b.parts)) if x != y)
 
 
-def _paired(a: list[Path], b: list[Path]) -> list[tuple[Path, Path]]:
+def _paired(a: list[Path], b: list[Path], seed: int) -> list[tuple[Path, Path]]:
     shared = {path.name for path in a} & {path.name for path in b}
-    a, b = (sorted(files, key=lambda path: (path.name not in shared, path.name)) for files in (a, b))
+    others = [[path for path in files if path.name not in shared] for files in (a, b)]
+    fewer = min(map(len, others))
+    a, b = (
+        [path for path in files if path.name in shared] + choose(alone, fewer, seed, content=lambda path: path.name)
+        for files, alone in zip((a, b), others)
+    )
     return list(zip(a, b))
 
 

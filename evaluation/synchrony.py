@@ -64,13 +64,13 @@ def enough_videos(setting: Setting) -> None:
         ValueError: a side has fewer than 6 videos.
     """
     for folder in (setting.fake, setting.real):
-        if (found := len(folder.videos[: setting.num])) < FEWEST:
+        if (found := len(folder.choose(setting.num))) < FEWEST:
             raise ValueError(f"{folder.path} gives {found} videos, and sync shuffles at least {FEWEST}; give more")
 
 
 def _events(setting: Setting, folder: Folder) -> list[dict[str, np.ndarray]]:
     """Events of each video of a folder, computed once per content and shared among processes."""
-    videos = folder.videos[: setting.num]
+    videos = folder.choose(setting.num)
     return setting.shared("sync", VERSION, videos, [video.sha256 for video in videos], _look)
 
 

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import file_digest
-from itertools import islice
 from pathlib import Path
 
 from torch import Tensor
 
 from data.av import MediaError, probe, read_audio, read_frames
-from data.clips import SPLITS, SUFFIXES
+from data.choice import choose
+from data.folders import SPLITS, SUFFIXES, Skipped, walk
 
 FPS = 10  # grid on which all videos are compared; a file of another rate is read by time
 FRAMES = 16  # of a clip
 SLOWEST = 1  # fps of a file; at fewer its frames last so long that its clock is damaged
 SHOWN = 3  # problems in an error
+RULE = "hash of the content, classes in proportion"  # of the choice of fewer than all
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,12 @@ class Clip:
 
 @dataclass(frozen=True)
 class Folder:
-    """The usable videos of a folder, sorted, and what is wrong with the others: (path, reason)."""
+    """The usable videos of a folder, sorted, what is wrong with the others: (path, reason), and the seed of choices."""
 
     path: Path
     videos: list[Video]
-    problems: list[tuple[str, str]]
+    problems: Skipped
+    seed: int = 0
 
     def facts(self) -> dict:
         """For the record: how many videos, of which sizes and rates, and what is wrong with the others."""
@@ -73,29 +75,46 @@ class Folder:
         return {"path": str(self.path), "videos": len(self.videos), "sizes": sizes, "fps": rates,
                 "resampled_by_time": rates != [FPS], "problems": self.problems}  # fmt: skip
 
+    def choose(self, num: int, frames: int = FRAMES) -> list[Video]:
+        """Up to `num` of the videos of at least `frames` frames, by the rule of `data.choice`."""
+        long = [video for video in self.videos if video.frames >= frames]
+        return choose(long, num, self.seed, lambda video: video.sha256, self.class_of)
+
+    def class_of(self, video: Video) -> str:
+        """Its first folder; "" for one beside the class folders."""
+        *folders, _ = video.path.parts[len(self.path.parts) :]  # relative_to() takes a second for 20,000 videos
+        return folders[0] if folders else ""
+
     def clips(self, num: int) -> list[Clip]:
-        """The first `num` clips, or all there are: the first window of every video, then every second one, and so on.
+        """Up to `num` clips: the first window of every video, then every second one, and so on.
 
-        Windows of a video do not overlap.
+        Where not all are asked for, the videos of the last round are chosen. Windows of a video do not overlap.
         """
-        rounds = max((video.frames // FRAMES for video in self.videos), default=0)
-        turns = ((video, turn) for turn in range(rounds) for video in self.videos)
-        fitting = (Clip(video, turn * FRAMES) for video, turn in turns if (turn + 1) * FRAMES <= video.frames)
-        return list(islice(fitting, num))
+        clips, start = [], 0
+        while len(clips) < num and (videos := self.choose(num - len(clips), start + FRAMES)):
+            clips += [Clip(video, start) for video in videos]
+            start += FRAMES
+        return clips
+
+    def chosen(self, num: int) -> dict:
+        """For the record: the file of each of `num` clips, and what chose them."""
+        files = [clip.video.path.relative_to(self.path).as_posix() for clip in self.clips(num)]
+        return {"chosen_by": f"{RULE}, seed {self.seed}", "chosen": files}
 
 
-def find_videos(path: Path, split: str, sound: bool, progress: Callable | None = None) -> Folder:
+def find_videos(path: Path, split: str, sound: bool, progress: Callable | None = None, seed: int = 0) -> Folder:
     """Look at every video of a folder, or of the split of a data set, in all its folders that are not hidden.
 
     Args:
         sound: whether videos without a sound track are a problem.
         progress: wraps the work as tqdm does: progress(iterable, total=n).
+        seed: of the choice of fewer than all.
     Raises:
         ValueError: there is none that can be used, or it is a data set without that split.
     """
     root = _root(path, split)
-    found = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
-    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file())
+    found, skipped = walk(root)
+    files = [root / file for file in found]
     if not files:
         raise ValueError(f"{root} has no videos ({', '.join(sorted(SUFFIXES))}); give a folder that has some")
     with ThreadPoolExecutor() as pool:
@@ -103,9 +122,10 @@ def find_videos(path: Path, split: str, sound: bool, progress: Callable | None =
         looked = list(progress(looked, total=len(files)) if progress else looked)
     videos = [found for found in looked if isinstance(found, Video)]
     problems = [(str(file), found) for file, found in zip(files, looked) if isinstance(found, str)]
+    problems += [(str(root / file), reason) for file, reason in skipped]
     if not videos:
         raise ValueError(f"{root} has no usable video: {told(problems)}; replace them")
-    return Folder(root, videos, problems)
+    return Folder(root, videos, problems, seed)
 
 
 def _root(path: Path, split: str) -> Path:
@@ -130,11 +150,11 @@ def _look(path: Path, sound: bool) -> Video | str:
     except MediaError as error:
         return str(error).removeprefix(f"{path} ").partition(";")[0]
     if info.fps < SLOWEST:
-        return f"{info.fps:.2g} frames a second, so its clock is damaged"
+        return f"damaged clock: {info.fps:.2g} frames a second"
     if sound and not info.has_audio:
         return "no sound track"
     if (frames := info.frames(FPS)) < FRAMES:
-        return f"{frames} frames at {FPS} fps, fewer than {FRAMES}"
+        return f"fewer than {FRAMES} frames at {FPS} fps: {frames}"
     return Video(path, sha256_of(path), frames, info.width, info.height, info.fps, info.has_audio)
 
 

@@ -18,6 +18,7 @@ N_FFT, WINDOW, HOP = 2048, 1654, 561  # samples
 BANDS, BINS = 3, 341  # channels of the image, and rows in each: 1023 of N_FFT // 2 + 1 frequencies
 SILENCE = 1e-18  # power that stands for none at all: -180 dB
 FULL_SCALE = 32768  # of int16
+STEP = 2 / 65535  # of int16 after `rescaled`
 
 
 class AudioCLIP(nn.Module):
@@ -42,7 +43,8 @@ class AudioCLIP(nn.Module):
         """Embed clips of sound.
 
         `sound` is what to use: the wave is scaled to the int16 range that the network was trained on, and batch norms
-        use their running statistics, so a clip's feature does not depend on its neighbours.
+        use their running statistics, so a clip's feature does not depend on its neighbours. No bin falls below the
+        power of 16-bit rounding noise: decibels would tell a digital silence from one that a decoder computed.
 
         `compat` repeats the protocol that published numbers come from, with two quirks. The wave stays in [-1, 1], so
         the network's own division by 32767.5 leaves it nearly constant, rounded in float32 to a few hundred values.
@@ -63,14 +65,24 @@ class AudioCLIP(nn.Module):
         self.train(mode == "compat")
         wave = rescaled(wave.float() * (FULL_SCALE if mode == "sound" else 1))
         channels = wave.unsqueeze(1) if wave.ndim == 2 else wave  # (B, C, N)
-        return self.fc(sum(self.pooled(self.spectrogram(channel)) for channel in channels.unbind(1)))
+        floor = self.rounding_power() if mode == "sound" else None
+        return self.fc(sum(self.pooled(self.spectrogram(channel, floor)) for channel in channels.unbind(1)))
 
-    def spectrogram(self, wave: Tensor) -> Tensor:
-        """Power of the wavelets in dB: rescaled wave (B, N) -> (B, 3, 341, frames), low frequencies in channel 0."""
+    def spectrogram(self, wave: Tensor, floor: Tensor | None = None) -> Tensor:
+        """Power of the wavelets in dB: rescaled wave (B, N) -> (B, 3, 341, frames), low frequencies in channel 0.
+
+        floor: (1023,) least power of each bin; without one only no power at all is lifted, to -180 dB.
+        """
         re, im = (frames(wave.double()) @ self.analysis()).chunk(2, dim=-1)  # (B, frames, 1023)
         power = re**2 + im**2
-        db = 10 * torch.log10(power.where(power != 0, SILENCE))
+        power = power.where(power != 0, SILENCE) if floor is None else power.maximum(floor)
+        db = 10 * torch.log10(power)
         return db.to(self.conv1.weight).unflatten(2, (BANDS, BINS)).permute(0, 2, 3, 1)
+
+    def rounding_power(self) -> Tensor:
+        """Mean power in each bin of what rounding to int16 leaves, white noise of variance step^2 / 12: (1023,)."""
+        re, im = self.analysis().square().sum(0).chunk(2)
+        return (re + im) * STEP**2 / 12
 
     def pooled(self, x: Tensor) -> Tensor:
         """Spectrogram (B, 3, 341, frames) -> gated average over time and frequency (B, 2048)."""

@@ -16,7 +16,7 @@ from reprlib import repr as shown
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 DIFFUSERS_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
@@ -217,7 +217,7 @@ class PatchPCA(FrameCodec):
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), folder / "codec.safetensors")
+        (folder / "codec.safetensors").write_bytes(save(self.state_dict()))
 
     @classmethod
     def load(cls, source: str | Path | None) -> "PatchPCA":

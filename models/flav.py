@@ -1,7 +1,6 @@
 """FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,13 +8,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file
-from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import official
 from models.fusion import FUSIONS
-from models.layers import Attention, Head, PatchEmbed, TimeEmbed, add_gated, modulate, norm
+from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, modulate, norm
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
@@ -26,15 +24,15 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, fusion: str):
         super().__init__()
-        mlp = partial(Mlp, dim, int(mlp_ratio * dim), act_layer=partial(nn.GELU, approximate="tanh"))
+        hidden = int(mlp_ratio * dim)
         self.spatial_attn = Attention(dim, num_heads)
         self.temporal_attn = Attention(dim, num_heads)
         self.audio_attn = Attention(dim, num_heads)
         self.video_adaln = nn.Linear(dim, 6 * dim)
         self.audio_adaln = nn.Linear(dim, 3 * dim)
         self.fusion = FUSIONS[fusion](dim, num_heads)
-        self.video_mlp = mlp()
-        self.audio_mlp = mlp()
+        self.video_mlp = Mlp(dim, hidden)
+        self.audio_mlp = Mlp(dim, hidden)
         self.video_mlp_adaln = nn.Linear(dim, 3 * dim)
         self.audio_mlp_adaln = nn.Linear(dim, 3 * dim)
 

@@ -39,6 +39,21 @@ class PatchEmbed(nn.Conv2d):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
+class Mlp(nn.Module):
+    """Feed-forward of each token, (..., D) -> (..., D), with GELU's tanh form as in DiT.
+
+    timm has this class too, and importing it takes longer than all else that sampling imports together.
+    """
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
 class Attention(nn.Module):
     """Multi-head self-attention inside each sequence of tokens; `heads` is apart for masks that are slices of keys."""
 

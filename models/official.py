@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as dumped
 from torch import Tensor
 
 # released pattern -> our name; a pattern matches whole path components
@@ -65,7 +65,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def save(state: dict[str, Tensor], path: Path) -> None:
     """Write our state dict under the released names."""
-    save_file({key: value.contiguous() for key, value in to_official(state).items()}, path)
+    path.write_bytes(dumped({key: value.contiguous() for key, value in to_official(state).items()}))
 
 
 def _rename(key: str, names: dict[str, str]) -> str:

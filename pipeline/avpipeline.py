@@ -78,6 +78,7 @@ class AVPipeline:
         codec_source: str | None = None,
         vocoder: str | None = None,
         adapter: str | Path | None = None,
+        channels: str | None = None,
         **speed,
     ) -> "AVPipeline":
         """A checkpoint that train.py exported, or a released one, from a folder or the hub.
@@ -87,6 +88,7 @@ class AVPipeline:
             codec_source: where the frame codec's weights are, if not where the checkpoint says.
             vocoder: "griffin-lim" to do without the trained vocoder of a checkpoint.
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
+            channels: "mean" or "first", how sound that is given becomes mono, if not as in training.
             speed: skip, tables, as of the class.
         Raises:
             FileNotFoundError, ValueError: something is missing or contradicts the checkpoint, in one sentence.
@@ -99,7 +101,7 @@ class AVPipeline:
         spec = AVSpec.load(folder) if stored else released_spec(model, str(source), audio_scale)
         if audio_scale is not None and audio_scale != spec.audio_scale:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
-        overrides = {"codec_source": codec_source, "vocoder": vocoder}
+        overrides = {"codec_source": codec_source, "vocoder": vocoder, "channels": channels}
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
         return cls(model, AVCodec.load(folder, spec), device, dtype, **speed)
 
@@ -121,9 +123,18 @@ class AVPipeline:
             raise ValueError(f"class {y.tolist()} does not exist; this model has {null} classes, 0 to {null - 1}")
         return y
 
-    def velocity(self, cfg_scale: float = 1.0, num_timesteps: int = 2) -> Callable:
+    @property
+    def cfg_scale(self) -> float:
+        """Class guidance where none is given: 2 for a model that we trained with classes, which 1 often ignores.
+
+        A released checkpoint, known by its missing step of training, keeps 1, by which its figures were made.
+        """
+        return 2.0 if self.model.has_null_label and self.spec.step else 1.0
+
+    def velocity(self, cfg_scale: float | None = None, num_timesteps: int = 2) -> Callable:
         """The model as the sampler calls it: its inputs in its dtype, class guidance around it.
 
+        cfg_scale: of class guidance, 1 for none, None for the pipeline's own.
         num_timesteps: of the schedule, whose times have a table; other times are computed.
         """
         steps = num_timesteps * self.model.predict_frames if self.tables else None
@@ -132,6 +143,7 @@ class AVPipeline:
         def model(v: Tensor, a: Tensor, t: Tensor, **conditions) -> tuple[Tensor, Tensor]:
             return tabled(v.to(self.dtype), a.to(self.dtype), t, **conditions)
 
+        cfg_scale = self.cfg_scale if cfg_scale is None else cfg_scale
         if cfg_scale != 1 and not self.model.has_null_label:
             raise ValueError(f"cfg scale {cfg_scale} needs a model with classes and a null label; use 1")
         return class_guided(model, cfg_scale, self.model.num_classes)
@@ -166,7 +178,7 @@ class AVPipeline:
         y: Tensor | int | None = None,
         seed: int = 0,
         num_timesteps: int = 2,
-        cfg_scale: float = 1.0,
+        cfg_scale: float | None = None,
         known: Callable | None = None,
         guidance: Guidance | None = None,
     ) -> Clips:
@@ -174,7 +186,7 @@ class AVPipeline:
 
         Args:
             samples: number of each stream under the seed. frames: length of each. y: label of all, or (B,).
-            num_timesteps: steps n per frame. cfg_scale: of class guidance. known, guidance: as in `advance`.
+            num_timesteps: steps n per frame. cfg_scale: as of `velocity`. known, guidance: as in `advance`.
         """
         how = dict(known=known, guidance=guidance, skip=self.skip)
         velocity = self.velocity(cfg_scale, num_timesteps)
@@ -248,6 +260,7 @@ class AVPipeline:
     def checksum(self) -> str:
         """SHA-256 of all weights and facts, by which a saved stream knows its model."""
         facts = {**asdict(replace(self.spec, codec_source=None)), **self.model._hub_mixin_config}
+        del facts["channels"]  # of sound that is given, which a film that goes on without it need not know
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for part in (self.model, self.codec.frames, self.codec.vocoder):
             for name, weight in part.state_dict().items():

@@ -1,22 +1,31 @@
 """A picture for a given sound (A2V), a sound for a given picture (V2A): what sample_a2v.py and sample_v2a.py share."""
 
+import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unicodedata import normalize
 
 import torch
 
-from data.av import MediaError, Writer, write_clip
+from data.av import MediaError, Writer, replace_older, write_clip
+from data.choice import choose
+from data.folders import SUFFIXES, Skipped, class_of, nearest, nearest_path, walk
 from diffusion.guidance import Guidance
 from diffusion.noise import Modality
 from pipeline.avpipeline import AVPipeline
 from pipeline.sources import SIDE, PictureSource, SoundSource, Source
 from pipeline.streams import Streams
 
+LONGEST_NAME = 40  # characters of an input's name in that of its film: a file name may have 255 bytes
+
 SOURCES: dict[str, type[Source]] = {"sound": SoundSource, "picture": PictureSource}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,27 +38,32 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"sample_{self.sample:05d}"
+        """Of its film: the number, and the input's own name as far as every system takes it."""
+        own = re.sub(r"[^\w.-]+", "_", normalize("NFC", self.source.path.stem))[:LONGEST_NAME].strip("._")
+        return "_".join(filter(None, (f"sample_{self.sample:05d}", own)))
 
 
-def find_inputs(path: Path, given: str) -> list[Path]:
+def find_inputs(path: Path, given: str) -> tuple[list[Path], Skipped]:
     """The file itself, or the files [class/]file of a folder that may hold a "sound" or a "picture", sorted.
 
-    Of files that differ in the suffix only, as a film and the wav beside it, the first is taken.
+    The wav beside a film of its name is that film's sound, as the scripts leave it, and no input of its own.
 
+    Returns:
+        The files, and the media that are not read, with the reason.
     Raises:
         ValueError: there are none.
     """
     if path.is_file():
-        return [path]
-    suffixes = SOURCES[given].suffixes
-    found = [file for pattern in ("[!.]*", "[!.]*/[!.]*") for file in path.glob(pattern)
-             if file.suffix.lower() in suffixes and file.is_file()]  # fmt: skip
-    files = {file.with_suffix(""): file for file in sorted(found, reverse=True)}
+        return [path], []
+    suffixes, remedy = SOURCES[given].suffixes, "give a file, or a folder of files or of class folders"
+    if not path.is_dir():
+        raise ValueError(f"{path} does not exist{nearest_path(path)}; {remedy}")
+    found, skipped = walk(path, suffixes)
+    films = {file.with_suffix("") for file in found if file.suffix.lower() in SUFFIXES}
+    files = [path / file for file in found if file.suffix.lower() != ".wav" or file.with_suffix("") not in films]
     if not files:
-        problem = f"has no files with {given} ({', '.join(sorted(suffixes))})" if path.is_dir() else "does not exist"
-        raise ValueError(f"{path} {problem}; give a file, or a folder of files or of class folders")
-    return sorted(files.values())
+        raise ValueError(f"{path} has no files with {given} ({', '.join(sorted(suffixes))}); {remedy}")
+    return files, [(str(path / file), reason) for file, reason in skipped]
 
 
 def folder_labels(files: list[Path], path: Path, class_names: tuple[str, ...]) -> list[int | None]:
@@ -60,25 +74,35 @@ def folder_labels(files: list[Path], path: Path, class_names: tuple[str, ...]) -
     Raises:
         ValueError: a folder is no class of the model.
     """
-    names = [None if file in (path, path / file.name) else file.parent.name for file in files]
-    folders = sorted(folder.name for folder in path.glob("[!.]*") if folder.is_dir())
+    names = [class_of(file.relative_to(path)) for file in files]
+    folders = sorted({*names} - {""})
     if class_names == tuple(map(str, range(len(folders)))):
         class_names = tuple(folders)
-    if class_names and (strange := sorted(set(names) - {None, *class_names})):
+    if class_names and (strange := sorted({*folders} - {*class_names})):
+        told = ", ".join(name + nearest(name, class_names) for name in strange)
         raise ValueError(
-            f"{path} has folders {', '.join(strange)}, but the classes of this model are {', '.join(class_names)}; "
+            f"{path} has folders {told}, but the classes of this model are {', '.join(class_names)}; "
             "rename the folders or give --classes"
         )
     return [class_names.index(name) if class_names and name else None for name in names]
 
 
+def choose_inputs(
+    files: list[Path], labels: list[int | None], path: Path, num: int, seed: int
+) -> tuple[list[Path], list[int | None]]:
+    """Up to `num` files of `path` with their labels, by the rule of `data.choice`: of each class its share."""
+    inside = [file.relative_to(path) for file in files]
+    kept = choose(range(len(files)), num, seed, lambda i: str(inside[i]), lambda i: class_of(inside[i]))
+    return [files[i] for i in kept], [labels[i] for i in kept]
+
+
 def examine(
     pipe: AVPipeline, files: list[Path], labels: list[int | None], given: str, most: int, progress: Callable = iter
-) -> tuple[list[Job], list[str]]:
-    """Jobs of the files that can be used, and what is wrong with the others.
+) -> tuple[list[Job], Skipped]:
+    """Jobs of the files that can be used, and what is wrong with the others, which is warned of.
 
-    All that can be wrong is found before long work: each file's track is read to its end, though not decoded, and its
-    first second is copied into a film.
+    All that can be wrong is found before long work: each file's track is read to its end, its sound decoded, and its
+    first second is put into a film.
 
     Args:
         given: "sound" or "picture". most: frames of each file; 0 for all. progress: wraps the files, as tqdm does.
@@ -95,11 +119,13 @@ def examine(
                 source.mux(film, trial, seconds=1.0)
                 jobs.append(Job(i, source, y))
             except MediaError as error:
-                problems.append(str(error))
+                problems.append((str(path), str(error)))
     if not jobs:
         raise MediaError(
-            problems[0] if len(files) == 1 else f"none of {len(files)} files can be used, for {problems[0]}"
+            problems[0][1] if len(files) == 1 else f"none of {len(files)} files can be used, for {problems[0][1]}"
         )
+    for _, reason in problems:
+        log.warning("skipped: %s", reason)
     return jobs, problems
 
 
@@ -168,5 +194,6 @@ def _finish(job: Job, writer: Writer, folder: Path) -> Path:
     writer.close()
     path = job.source.mux(writer.path, folder / writer.path.name, job.source.seconds)
     os.replace(writer.path.with_suffix(".wav"), path.with_suffix(".wav"))
+    replace_older(path, f"sample_{job.sample:05d}")
     writer.path.unlink()
     return path

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from data.av import MediaError, iter_audio, iter_frames
-from data.clips import PEAK, ClipDataset, Entry
+from data.clips import ClipDataset, Entry
 from data.frames import fit
 from data.latents import EncodedFile, LatentDataset
+from data.loudness import PEAK
 from models.codec import PatchPCA, check_size, load_codec
 from pipeline.avcodec import AVCodec, make_vocoder
 from pipeline.spec import AVSpec
@@ -23,7 +24,12 @@ BLOCK = 32  # frames of a file that are in memory together
 
 
 def make_codec(
-    dataset: ClipDataset, spec: AVSpec, vocoder: Path | None, measure: bool, skip_damaged: bool = False
+    dataset: ClipDataset,
+    spec: AVSpec,
+    vocoder: Path | None,
+    measure: bool,
+    skip_damaged: bool = False,
+    progress: Callable = iter,
 ) -> AVCodec:
     """The codecs of a new experiment: loaded, or fitted to the data where the frame codec has no weights to load.
 
@@ -31,13 +37,16 @@ def make_codec(
         spec: what is known; its audio scale is replaced by a measured one if `measure`.
         vocoder: folder of a HiFi-GAN, where `spec` names one.
         skip_damaged: fit to what can be decoded; else a file that cannot is an error.
+        progress: wraps the files that are read, as tqdm does.
     """
-    fitted = spec.codec == PatchPCA.name
-    frames = PatchPCA.fit(_some_frames(dataset, skip_damaged)) if fitted else load_codec(spec.codec, spec.codec_source)
+    if spec.codec == PatchPCA.name:
+        frames = PatchPCA.fit(_some_frames(dataset, skip_damaged, progress))
+    else:
+        frames = load_codec(spec.codec, spec.codec_source)
     check_size(spec.image_size, spec.image_size, frames.factor, spec.codec)
     codec = AVCodec(spec, frames, make_vocoder(spec, vocoder))  # what does not fit is said before all sound is read
     if measure:
-        codec.spec = replace(spec, audio_scale=measure_audio_scale(dataset, spec))
+        codec.spec = replace(spec, audio_scale=measure_audio_scale(dataset, spec, progress))
     return codec
 
 
@@ -46,8 +55,8 @@ def _some(dataset: ClipDataset, files: int) -> range:
     return range(0, len(dataset.entries), max(1, len(dataset.entries) // files))
 
 
-def _some_frames(dataset: ClipDataset, skip_damaged: bool) -> Iterator[Tensor]:
-    for i in _some(dataset, 64):
+def _some_frames(dataset: ClipDataset, skip_damaged: bool, progress: Callable) -> Iterator[Tensor]:
+    for i in progress(_some(dataset, 64)):
         try:
             yield from picture_blocks(dataset, dataset.entries[i])
         except MediaError:
@@ -81,10 +90,10 @@ def sound_blocks(dataset: ClipDataset, entry: Entry) -> Iterator[Tensor]:
         yield torch.from_numpy(wave) * (PEAK / entry.peak)
 
 
-def measure_audio_scale(dataset: ClipDataset, spec: AVSpec) -> float:
+def measure_audio_scale(dataset: ClipDataset, spec: AVSpec, progress: Callable = iter) -> float:
     """1 / std of the normalised mel, over 512 or more files spread over the data set."""
     count, total, squares = 0, 0.0, 0.0
-    for item in map(dataset.file, _some(dataset, 512)):
+    for item in map(dataset.file, progress(_some(dataset, 512))):
         mel = to_model(log_mel(item["wave"], spec.n_mels, padded=True, sample_rate=spec.sample_rate), 1.0).double()
         count, total, squares = count + mel.numel(), total + mel.sum().item(), squares + mel.square().sum().item()
     variance = squares / count - (total / count) ** 2

@@ -1,22 +1,26 @@
 """A stream on its way to a file: chunks in, picture and sound out, with the real clip that it may begin with."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from data.av import Writer, iter_audio, probe, read_frames
-from data.clips import PEAK, clip_sound
+from data.av import Gap, Writer, probe, read_frames
+from data.clips import clip_sound
 from data.frames import fit, to_uint8
+from data.loudness import PEAK, usable_peak
 from pipeline.avcodec import AVCodec
 from pipeline.state import StreamState
 from pipeline.streams import Chunk
 
 FADE = 0.02  # s, from the real sound to the generated one at the end of an extended clip
 BLOCK = 64  # frames of a real clip in memory at once
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,15 +37,17 @@ class RealClip:
 
     @classmethod
     def open(cls, path: Path, codec: AVCodec) -> "RealClip":
-        """Look through a file in constant memory.
+        """Look through a file in constant memory; a hole in its sound is warned of.
 
         Raises:
-            MediaError: it has no picture or no sound, or cannot be read.
+            MediaError: it has no picture or no sound, or cannot be read or used.
         """
-        spec = codec.spec
-        frames = probe(path).frames(spec.fps)
-        blocks = iter_audio(path, spec.sample_rate, spec.sample_rate, spec.channels)
-        return cls(path, codec, frames, max((block.abs().max().item() for block in blocks), default=0.0))
+        spec, info = codec.spec, probe(path)
+        peak = usable_peak(path, spec.sample_rate, spec.channels)
+        gap = info.gaps.get("audio", Gap(0, 0))
+        if gap.seconds > 1 / spec.fps:
+            log.warning("%s has no sound for %.1f s from %.1f s on, and so has its film", path, gap.seconds, gap.at)
+        return cls(path, codec, info.frames(spec.fps), peak)
 
     def read(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Frames (count,3,H,W) in [-1,1] from `first` on, and their sound with its context."""
@@ -57,9 +63,9 @@ class RealClip:
         context = self.codec.context
         return to_uint8(frames).movedim(1, -1), wave[context : len(wave) - context]
 
-    def blocks(self, stop: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The film of frames 0..stop-1, in pieces."""
-        for first in range(0, stop, BLOCK):
+    def blocks(self, stop: int, progress: Callable = iter) -> Iterator[tuple[Tensor, Tensor]]:
+        """The film of frames 0..stop-1, in pieces, whose row `progress` wraps as tqdm does."""
+        for first in progress(range(0, stop, BLOCK)):
             yield self.film(first, min(BLOCK, stop - first))
 
 
@@ -72,13 +78,21 @@ class Film:
         real: clip that stands in for the first frames of the stream; over its last 20 ms the sound fades into the
             generated one, which avoids a click.
         latents: keep the latents, for `save_latents`.
+        progress: wraps the blocks of the real clip, as tqdm does.
     """
 
-    def __init__(self, writer: Writer, state: StreamState, real: RealClip | None = None, latents: bool = False):
+    def __init__(
+        self,
+        writer: Writer,
+        state: StreamState,
+        real: RealClip | None = None,
+        latents: bool = False,
+        progress: Callable = iter,
+    ):
         self.writer, self.state, self.real = writer, state, real
         self.latents = [] if latents else None
         if real:  # what lies before the window needs no stream
-            for frames, wave in real.blocks(state.frame):
+            for frames, wave in real.blocks(state.frame, progress):
                 writer.write(frames, wave)
 
     def write(self, chunk: Chunk) -> None:
@@ -109,4 +123,4 @@ class Film:
     def save_latents(self, path: Path) -> None:
         """Write all latents, v (F,C,h,w) and a (F,S,M)."""
         v, a = (torch.cat(parts).contiguous() for parts in zip(*self.latents))
-        save_file({"v": v, "a": a}, path)
+        path.write_bytes(save({"v": v, "a": a}))

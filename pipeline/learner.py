@@ -6,11 +6,11 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from diffusion.flow import FlowLoss
+from pipeline.ema import EMA
 from pipeline.finetune import trainable
 from pipeline.sharding import State
 from pipeline.training import backward, batch_loss, skip_if_not_finite
@@ -41,7 +41,7 @@ class Learner:
         self._plain = copy.deepcopy(model).to("meta")  # as it is before processes share its weights out
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
         self.params = trainable(model)
-        self.ema = EMAModel(self.params, decay=ema_decay)
+        self.ema = EMA(self.params, decay=ema_decay)
         accelerator.register_for_checkpointing(self.ema)
         self.state = State(model, self.optimiser.optimizer, self.ema, accelerator.scaler)
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import log, log10
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from data.av import MediaError
-from data.clips import SPLITS, ClipDataset, Entry
+from data.clips import ClipDataset, Entry
+from data.folders import SPLITS, class_of, printable
 from data.frames import to_uint8
 from data.prepared import VERSION, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
 from models.codec import FrameCodec
@@ -43,9 +45,11 @@ class Prepared:
     encoded: bool = False  # in this run
 
 
-def find_splits(root: Path, spec: AVSpec) -> dict[str, ClipDataset]:
+def find_splits(root: Path, spec: AVSpec, progress: Callable | None = None) -> dict[str, ClipDataset]:
     """The usable videos of train/ and, if it is there, of test/.
 
+    Args:
+        progress: as of ClipDataset.
     Raises:
         ValueError: as of ClipDataset.
     """
@@ -53,17 +57,19 @@ def find_splits(root: Path, spec: AVSpec) -> dict[str, ClipDataset]:
     same = ("image_size", "fps", "sample_rate", "normalise", "channels", "resize")
     how = {"context": AVCodec.context, **{name: getattr(spec, name) for name in same}}
     splits = [split for split in SPLITS if split == "train" or (root / split).is_dir()]
-    return {split: ClipDataset(root, split, shortest, **how) for split in splits}
+    return {split: ClipDataset(root, split, shortest, **how, progress=progress) for split in splits}
 
 
-def open_codec(folder: Path, wanted: AVSpec, train: ClipDataset) -> AVCodec:
+def open_codec(folder: Path, wanted: AVSpec, train: ClipDataset, progress: Callable = iter) -> AVCodec:
     """The codecs of a prepared folder, made (and fitted) by the first run on it.
 
+    Args:
+        progress: wraps the files that codecs are fitted to, as tqdm does.
     Raises:
         ValueError: they were made with other facts than `wanted`.
     """
     if not folder.is_dir():
-        codec = make_codec(train, wanted, None, measure=False, skip_damaged=True)
+        codec = make_codec(train, wanted, None, measure=False, skip_damaged=True, progress=progress)
         with replaced_folder(folder) as part:
             codec.save(part)
     stored = AVSpec.load(folder)
@@ -114,7 +120,7 @@ def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, 
     sha256, problem = known.get((video.split, video.path), ("", ""))
     if sha256 == video.sha256 and problem:
         return replace(video, problem=problem)
-    noted = {"source": f"{video.split}/{video.path}", "sha256": video.sha256, "frames": str(video.frames),
+    noted = {"source": printable(f"{video.split}/{video.path}"), "sha256": video.sha256, "frames": str(video.frames),
              "peak": repr(entry.peak), "facts": hash_facts(facts)}  # fmt: skip
     path = latent_path(out / video.split, video.path)
     there = (read_metadata(path) or {}).items() >= noted.items() and is_whole(path)
@@ -240,7 +246,7 @@ def totals(results: list[Prepared], fps: int) -> dict:
 
 
 def _record(result: Prepared, spec: AVSpec) -> dict:
-    label = Path(result.path).parts[0] if spec.class_names else None
+    label = class_of(result.path) if spec.class_names else None
     return {"path": result.path, "frames": result.frames, "class": label, "sha256": result.sha256,
             "bytes": result.bytes}  # fmt: skip
 

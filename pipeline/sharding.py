@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.tensor import DTensor
+
+from pipeline.ema import EMA
 
 
 def check_sharding(accelerator: Accelerator) -> None:
@@ -47,7 +48,7 @@ class State:
 
     model: nn.Module
     optimiser: torch.optim.Optimizer
-    ema: EMAModel
+    ema: EMA
     scaler: torch.amp.GradScaler | None = None
 
     @property

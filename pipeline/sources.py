@@ -1,5 +1,6 @@
 """What is given to a stream, read from a file in constant memory: a sound (A2V) or a picture (V2A)."""
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data.av import MediaError, iter_audio, iter_frames, mux, probe, probe_audio
-from data.clips import PEAK, SILENCE, SUFFIXES
+from data.av import MediaError, encode_film, iter_audio, iter_frames, mux, probe, probe_audio
+from data.folders import SUFFIXES
 from data.frames import fit
+from data.loudness import PEAK, SILENCE, usable_peak
 from diffusion.noise import Modality
 from pipeline.avcodec import AVCodec
 from pipeline.streams import Chunk
@@ -21,6 +23,8 @@ from pipeline.streams import Chunk
 BLOCK = 64  # frames of sound encoded together
 SLACK = 0.002  # s; some containers round times to 1 ms
 SIDE = 16  # px of the black pictures under a sound until the real ones are there
+
+log = logging.getLogger(__name__)
 
 
 class Source(ABC):
@@ -33,17 +37,20 @@ class Source(ABC):
     Attributes:
         modality: which one is given. suffixes: of files that may hold it. side: px of the pictures of `film`.
         frames: number of frames. seconds: length of the film, None for the whole file.
+        notes: what was told of the file, a sentence each.
     Raises:
-        MediaError: the file does not have it, not for one frame, or cannot be read.
+        MediaError: the file does not have it, not for one frame, or cannot be read or used.
     """
 
     modality: Modality
     suffixes: set[str]
     side: int
+    anew: str  # what a track becomes that cannot be copied
 
     def __init__(self, path: Path, codec: AVCodec, window: int, most: int = 0):
         self.path, self.codec, self.spec, self.window = path, codec, codec.spec, window
-        self._there = self._count()
+        self.copied, self.notes = True, []
+        self._there = self._look()
         if not self._there:
             raise MediaError(f"{path} is shorter than one frame of {1 / self.spec.fps:g} s; give a longer file")
         self.frames = min(most or self._there, self._there)
@@ -58,8 +65,8 @@ class Source(ABC):
         return self._kept.get(frame)
 
     @abstractmethod
-    def _count(self) -> int:
-        """Whole frames in the file."""
+    def _look(self) -> int:
+        """Look through the file: the number of whole frames in it."""
 
     @abstractmethod
     def _latents(self) -> Iterator[Tensor]:
@@ -69,26 +76,59 @@ class Source(ABC):
     def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Frames uint8 (t,side,side,3) and wave (t * samples_per_frame,) to write for a chunk; chunks come in order."""
 
-    @abstractmethod
     def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
-        """Write `out`: the generated side of `film` and the file's own track, as `data.av.mux` does."""
+        """Write `out`, or what it becomes as .mkv: the generated side of `film` and the file's own track.
+
+        The track is encoded anew, from then on and with a warning, where it cannot be copied.
+
+        Args:
+            film: with its wav beside it. seconds: length of the result, None for that of the track.
+        """
+        if self.copied:
+            try:
+                return self._copy(film, out, seconds)
+            except MediaError as error:
+                self.copied = False
+                self._note(f"{str(error).partition(';')[0]}; in the film for {self.path.name} it becomes {self.anew}")
+        return self._encode(film, out, seconds)
+
+    def _note(self, sentence: str) -> None:
+        log.warning("%s", sentence)
+        self.notes.append(sentence)
+
+    @abstractmethod
+    def _copy(self, film: Path, out: Path, seconds: float | None) -> Path:
+        """`mux` with the very packets of the track."""
+
+    @abstractmethod
+    def _encode(self, film: Path, out: Path, seconds: float | None) -> Path:
+        """`mux` with the track encoded anew."""
 
 
 class SoundSource(Source):
-    """The sound of a file, its peak brought to 0.95 as in training; silence stays silent."""
+    """The sound of a file, its peak brought to 0.95 as in training; silence stays silent.
+
+    It is looked through once before all, so that what is wrong with it is known before long work.
+    """
 
     modality = Modality.AUDIO
     suffixes = SUFFIXES | {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus"}
+    anew = "FLAC"
 
-    def _count(self) -> int:
-        return math.floor((probe_audio(self.path).seconds + SLACK) * self.spec.fps)
+    def _look(self) -> int:
+        info = probe_audio(self.path)
+        peak = usable_peak(self.path, self.spec.sample_rate, self.spec.channels)
+        self._gain = PEAK / peak if peak > SILENCE else 1.0
+        if info.gap.seconds > 1 / self.spec.fps:
+            self._note(f"{self.path} has no sound for {info.gap.seconds:.1f} s from {info.gap.at:.1f} s on")
+        return math.floor((info.seconds + SLACK) * self.spec.fps)
 
     @property
     def side(self) -> int:
         return self.spec.image_size
 
     def _latents(self) -> Iterator[Tensor]:
-        gain, context = self._gain(), self.codec.context
+        gain, context = self._gain, self.codec.context
         blocks = self._waves(BLOCK)
         block = next(blocks)
         left = block[1 : context + 1].flip(0)  # beyond its ends the sound is reflected, as a centred STFT does
@@ -108,12 +148,6 @@ class SoundSource(Source):
             yield pad(wave, (0, count * size - len(wave)))
             left -= count
 
-    def _gain(self) -> float:
-        """What brings the peak of the whole file, however much of it is used, to 0.95."""
-        minutes = iter_audio(self.path, 60 * self.spec.sample_rate, self.spec.sample_rate, self.spec.channels)
-        peak = max((wave.abs().max().item() for wave in minutes), default=0.0)
-        return PEAK / peak if peak > SILENCE else 1.0
-
     @cached_property
     def _unwritten(self) -> Iterator[Tensor]:
         return self._waves(1)
@@ -121,8 +155,11 @@ class SoundSource(Source):
     def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         return chunk.frames, torch.cat(list(islice(self._unwritten, len(chunk.frames))))
 
-    def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
+    def _copy(self, film: Path, out: Path, seconds: float | None) -> Path:
         return mux(film, self.path, out, seconds)
+
+    def _encode(self, film: Path, out: Path, seconds: float | None) -> Path:
+        return mux(film, self.path, out, seconds, flac=True)
 
 
 class PictureSource(Source):
@@ -131,8 +168,9 @@ class PictureSource(Source):
     modality = Modality.VIDEO
     suffixes = SUFFIXES
     side = SIDE
+    anew = "H.264"
 
-    def _count(self) -> int:
+    def _look(self) -> int:
         return probe(self.path).frames(self.spec.fps)
 
     def _latents(self) -> Iterator[Tensor]:
@@ -143,5 +181,9 @@ class PictureSource(Source):
     def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(chunk.v), SIDE, SIDE, 3, dtype=torch.uint8), chunk.wave
 
-    def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
+    def _copy(self, film: Path, out: Path, seconds: float | None) -> Path:
         return mux(self.path, film, out, seconds)
+
+    def _encode(self, film: Path, out: Path, seconds: float | None) -> Path:
+        encode_film(self.path, film.with_suffix(".wav"), out, seconds)
+        return out

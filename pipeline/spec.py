@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
+from data.folders import composed, nearest_path
 from models import FLAV
 from models.codec import CODECS
 from vocoder import VOCODERS
@@ -50,7 +51,7 @@ class AVSpec:
 
     def __post_init__(self):
         self._check_types()
-        object.__setattr__(self, "class_names", tuple(self.class_names))  # JSON knows lists only
+        object.__setattr__(self, "class_names", tuple(map(composed, self.class_names)))  # JSON knows lists only
         if self.sample_rate % (self.fps * self.hop):
             raise ValueError(
                 f"{self.sample_rate} Hz / {self.fps} fps / hop {self.hop} is not a whole number of mel frames per "
@@ -140,6 +141,10 @@ def fetch_checkpoint(source: str) -> Path:
         FileNotFoundError, ValueError: there is neither, or one of its files is damaged.
     """
     folder = Path(source) if Path(source).is_dir() else _download(source)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{source} has no config.json{_nearest(source)}; give a folder that train.py exported, or a hub id"
+        )
     sizes = {}
     for path in (path for pattern in FILES for path in sorted(folder.glob(pattern))):
         if path.suffix == ".json":
@@ -149,6 +154,18 @@ def fetch_checkpoint(source: str) -> Path:
     if (folder / "config.json").is_file() and folder / "model.safetensors" in sizes:
         _check_architecture(folder / "config.json", sizes[folder / "model.safetensors"])
     return folder
+
+
+def _nearest(source: str) -> str:
+    """For an error: the checkpoint of a name like the one given, or what train.py exported there or beside it."""
+    path = Path(source)
+    near = nearest_path(path, _is_checkpoint) or nearest_path(path / "export", _is_checkpoint)
+    beside = (folder / "export" for folder in path.parents[:2])
+    return near or next((f" (did you mean {export}?)" for export in beside if _is_checkpoint(export)), "")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and (folder / "model.safetensors").is_file()
 
 
 def _sizes(path: Path) -> list[int]:
@@ -196,6 +213,6 @@ def _download(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=FILES, etag_timeout=10))
     except (OSError, ValueError) as error:  # not found, no network, not an id: the remedy is the same
         raise FileNotFoundError(
-            f"{source} is no local folder and could not be had from the hub ({type(error).__name__}); "
-            "download it where there is a network and give its local folder"
+            f"{source} is no local folder{_nearest(source)} and could not be had from the hub "
+            f"({type(error).__name__}); download it where there is a network and give its local folder"
         ) from None

@@ -9,7 +9,7 @@ from textwrap import shorten
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from diffusion.noise import Modality
@@ -90,7 +90,8 @@ class StreamState:
             tensors |= {"past.v": self.past.v, "past.a": self.past.a}
             facts |= {"past_first": self.past.first, "past_seed": self.past.seed}
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        save_file({k: x.cpu().contiguous() for k, x in tensors.items()}, part, {"facts": json.dumps(facts)})
+        tensors = {k: x.cpu().contiguous() for k, x in tensors.items()}
+        part.write_bytes(save(tensors, {"facts": json.dumps(facts)}))  # save_file lets nobody else read
         part.replace(path)
 
     @classmethod
@@ -132,6 +133,8 @@ def _check(state: StreamState, facts: dict) -> None:
     base = facts.get("base", "state")
     if not isinstance(base, str) or base in ("", "..") or base != Path(base).name:
         raise ValueError(f"its base {shown(base)} is no plain file name")
+    if type(facts.get("cfg_scale", 1.0)) not in (int, float):
+        raise ValueError(f"its cfg scale {shown(facts['cfg_scale'])} is no number")
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -34,12 +35,22 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        readable(part)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def readable(folder: Path) -> None:
+    """Give all files of a folder the mode that the umask gives: libraries write safetensors for their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
 
 
 def checkpoints(experiment: Path) -> list[Path]:
@@ -124,6 +135,7 @@ def save_checkpoint(accelerator: Accelerator, state: "State", experiment: Path, 
         state.save(part) if state.sharded else accelerator.save_state(str(part))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            readable(part)
             files = {path.name: _crc(path) for path in sorted(part.iterdir()) if path.is_file()}
             facts = {"step": step, **facts, "sharded": state.sharded, "files": files}
             (part / FACTS).write_text(json.dumps(facts | {"crc": _crc_of(facts)}))

@@ -1,5 +1,6 @@
 """Streams: endless films that share the model's calls, each of its own age, seed and label."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -20,8 +21,7 @@ Fetch = Callable[[int], Tensor | None]  # frame of the stream -> its clean laten
 class Chunk:
     """Frames of a stream with exactly their sound: frames uint8 (t,H,W,3), wave (t * samples_per_frame,).
 
-    first: index in the stream of the first frame. v (t,C,h,w), a (t,S,M): the latents. state: right after this chunk;
-    of a stream's last chunk from before it, since a stream that goes on sounds otherwise there.
+    first: index in the stream of the first frame. v (t,C,h,w), a (t,S,M): the latents. state: right after this chunk.
     """
 
     frames: Tensor
@@ -36,7 +36,7 @@ class Chunk:
 class Made:
     """A frame that the model finished, v (1,C,h,w), a (1,S,M), with its stream's window and past right after it.
 
-    index: in the stream. last: the stream ends with it.
+    index: in the stream. end: frame before which the stream ends, None for never. last: no other is made after it.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Made:
     a: Tensor
     window: Window
     past: Past | None
+    end: int | None
     last: bool
 
 
@@ -87,18 +88,18 @@ class Streams:
 
     Args:
         pipe: an `AVPipeline`.
-        num_timesteps, cfg_scale, guidance: of all streams.
+        num_timesteps, cfg_scale, guidance: of all streams; cfg_scale None is the pipeline's own.
         t: flow time at which given frames are shown; None for the schedule's own.
         picture, sound: whether frames and wave are decoded; a given modality needs neither.
-        resumable: keep the whole window in order, so that a stream can go on after its end; otherwise what lies behind
-            the end is left out of the calls.
+        resumable: let a stream run on behind its end until that has its whole sound, so that it ends as if cut there
+            and goes on without a seam; otherwise what lies behind the end is left out of the calls, and of the sound.
     """
 
     def __init__(
         self,
         pipe,
         num_timesteps: int = 2,
-        cfg_scale: float = 1.0,
+        cfg_scale: float | None = None,
         guidance: Guidance | None = None,
         t: float | None = None,
         picture: bool = True,
@@ -108,6 +109,8 @@ class Streams:
         self.pipe, self.n, self.cfg_scale, self.guidance, self.t = pipe, num_timesteps, cfg_scale, guidance, t
         self.velocity = pipe.velocity(cfg_scale, num_timesteps)
         self.picture, self.sound, self.resumable = picture, sound, resumable
+        S = pipe.codec.spec.mel_per_frame
+        self.run_on = math.ceil(pipe.codec.vocoder.ahead(S) / S) if resumable and sound else 0  # frames behind an end
         self.rows: dict[str, _Row] = {}  # in the order of the window's rows
         self.window: Window | None = None
         self.waiting: dict[str, _Waiting] = {}
@@ -132,10 +135,9 @@ class Streams:
         """
         if name in self.rows:
             raise ValueError(f"a stream {name!r} is running already; give this one another name")
-        if frames is not None and frames <= int(state.window.first):
-            raise ValueError(
-                f"the stream is made up to frame {int(state.window.first)} and cannot end at {frames}; give a later end"
-            )
+        made = max(state.frame, int(state.window.first) - self.run_on)
+        if frames is not None and frames <= made:
+            raise ValueError(f"the stream is made up to frame {made} and cannot end at {frames}; give a later end")
         state = state.retimed(self.n) if state.num_timesteps != self.n else state
         if not self.sound:  # what waits for its sound goes out without it
             state = replace(state, sound=state.sound[:0], voice={})
@@ -230,32 +232,26 @@ class Streams:
     @torch.no_grad()
     def finish(self, made: list[Made]) -> list[tuple[str, Chunk]]:
         """Second stage of a step: the frames that have their whole sound now that these are made, decoded."""
-        ready = [(frame.name, self._last(frame) if frame.last else self._ready(frame)) for frame in made]
+        ready = [(frame.name, self._ready(frame)) for frame in made]
+        ended = {frame.name for frame in made if frame.last}
+        self.waiting = {name: waiting for name, waiting in self.waiting.items() if name not in ended}
         return [(name, chunk) for name, chunk in ready if chunk is not None]
 
     def _made(self, name: str, i: int, emitted: Emitted, at: int) -> Made:
         row, index = self.rows[name], int(emitted.index[at])
         here = slice(at, at + 1)
-        last = index + 1 == row.frames
-        return Made(name, index, emitted.v[here], emitted.a[here], self.window[i : i + 1], row.past, last)
+        last = row.frames is not None and index + 1 == row.frames + self.run_on
+        return Made(name, index, emitted.v[here], emitted.a[here], self.window[i : i + 1], row.past, row.frames, last)
 
     def _ready(self, made: Made) -> Chunk | None:
-        """The frames of a stream whose sound no later frame changes."""
+        """The frames of a stream whose sound no later frame changes, or all that wait where none will follow."""
         now, size = self._heard(made), self.pipe.codec.spec.samples_per_frame
         count = len(now.sound) // size if self.sound else len(now.v)
+        if made.end is not None:
+            count = min(count, made.end - (made.index + 1 - len(now.v)))
         rest = now.without(count, count * size)
         self.waiting = self.waiting | {made.name: rest}
         return self._chunk(made, now, count, self._state(made.window, made.past, rest)) if count else None
-
-    def _last(self, made: Made) -> Chunk:
-        """All frames that wait; the state is from before the end, where the sound still waits for what follows."""
-        now = self._heard(made)
-        state = self._state(made.window, made.past, now)
-        if self.sound:
-            rest = VocoderStream(self.pipe.codec.vocoder, now.voice).finish()[0]
-            now = replace(now, sound=torch.cat([now.sound, rest]))
-        self.waiting = {name: waiting for name, waiting in self.waiting.items() if name != made.name}
-        return self._chunk(made, now, len(now.v), state)
 
     def _heard(self, made: Made) -> _Waiting:
         """What waits once a frame is there and its sound has gone through the vocoder."""
@@ -263,6 +259,8 @@ class Streams:
         sound, voice = old.sound, VocoderStream(codec.vocoder, old.voice)
         if self.sound:
             sound = torch.cat([sound, voice.push(codec.mel(made.a[None]))[0]])
+            if made.last and not self.resumable:
+                sound = torch.cat([sound, voice.finish()[0]])
         return _Waiting(torch.cat([old.v, made.v]), torch.cat([old.a, made.a]), sound, voice.state())
 
     def _chunk(self, made: Made, now: _Waiting, count: int, state: StreamState) -> Chunk:

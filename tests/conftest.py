@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,16 @@ torch.set_num_threads(1)  # tests are small: a second thread costs more than it 
 @pytest.fixture(scope="session")
 def fixtures() -> Path:
     return FIXTURES
+
+
+@pytest.fixture(scope="module")
+def small_preset():
+    """FLAV-mini, of which other tests need not know."""
+    from models import FLAV_presets
+    from tests.small_train import SMALL
+
+    with patch.dict(FLAV_presets, SMALL):
+        yield
 
 
 @pytest.fixture(scope="session")

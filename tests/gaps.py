@@ -1,4 +1,4 @@
-"""Videos whose clock jumps, as cut or badly recorded ones have it."""
+"""Videos whose clock jumps, or that sound for a part of their time, as cut or badly recorded ones do."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -24,5 +24,22 @@ def write_jumping(path: Path, picture: float = 0, sound: float = 0, seconds: int
             frame.sample_rate, frame.time_base = 16000, Fraction(1, 16000)
             frame.pts = 1000 * i + round(16000 * sound * (i >= 16 * half))
             container.mux(audio.encode(frame))
+        for stream in (video, audio):
+            container.mux(stream.encode(None))
+
+
+def write_heard(path: Path, begin: float, end: float, seconds: float = 8) -> None:
+    """A video of grey at 10 fps with noise at 16 kHz, in PCM, from `begin` to `end` (s)."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        audio = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        for _ in range(round(10 * seconds)):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 99, np.uint8))))
+        noise = rng.uniform(-0.5, 0.5, (1, round(16000 * (end - begin)))).astype(np.float32)
+        frame = av.AudioFrame.from_ndarray(noise, format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, round(16000 * begin), Fraction(1, 16000)
+        container.mux(audio.encode(frame))
         for stream in (video, audio):
             container.mux(stream.encode(None))

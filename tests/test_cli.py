@@ -207,3 +207,37 @@ def test_device_that_is_not_there_is_refused_in_one_sentence():
     args = sample.parse(["--model-ckpt", "m", "--device", "nonsense"])
     with pytest.raises(ValueError, match="--device nonsense cannot be used"):
         cli.load_pipeline(args)
+
+
+@pytest.mark.parametrize("text", ["rad", "Red", "RED", "reed"])
+def test_wrong_class_is_answered_with_the_nearest(text):
+    with pytest.raises(ValueError, match=r"does not exist \(did you mean 'red'\?\); choose blue, green, red or 0 to 2"):
+        cli.labels(text, ("blue", "green", "red"), 4)
+
+
+def test_class_is_the_same_whether_its_letters_are_composed_or_not():
+    assert cli.labels("cafe\u0301", ("bar", "caf\u00e9"), 1) == [1]
+
+
+def test_names_that_are_not_utf8_can_be_printed_and_written(tmp_path, monkeypatch):
+    """stdout is strict about them where stderr is not."""
+    with open(tmp_path / "out", "w", encoding="utf-8") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        cli.run(lambda: print(os.fsdecode(b"caf\xe9")))
+        cli.write_text(tmp_path / "text", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "out").read_text() == "caf\\udce9\n" and (tmp_path / "text").read_text() == "caf\\udce9"
+
+
+@pytest.mark.parametrize("given", ["demo/exprot", "demo", "Demo", "dmeo/export", "demo/checkpoints/step_1", "x/y"])
+def test_wrong_checkpoint_is_answered_with_the_nearest(tmp_path, given):
+    """One of another name, or the folder of the experiment."""
+    from pipeline.spec import fetch_checkpoint
+
+    export = tmp_path / "demo" / "export"
+    (tmp_path / "demo" / "checkpoints" / "step_1").mkdir(parents=True)
+    export.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (export / name).touch()
+    with pytest.raises(FileNotFoundError) as error:
+        fetch_checkpoint(str(tmp_path / given))
+    assert (f" (did you mean {export}?)" in str(error.value)) == (given != "x/y")

@@ -7,41 +7,35 @@ import shlex
 import wave
 from pathlib import Path
 
-import av
 import pytest
 import torch
 
 import cli
 import sample_a2v
-import sample_v2a
-from data.av import MediaError, Writer, iter_frames, probe, read_audio, read_frames, to_int16, write_clip
+from data.av import MediaError, Writer, iter_frames, probe, read_audio, read_frames, to_int16
 from data.clips import clip_sound
 from data.frames import fit
 from diffusion.noise import Modality
 from models import FLAV
-from models.codec import Pixels
-from pipeline import AVCodec, AVPipeline, AVSpec, Chunk, Streams
-from pipeline.conditional import conditioned_streams, find_inputs, folder_labels
+from pipeline import Chunk, Streams
+from pipeline.conditional import choose_inputs, conditioned_streams, find_inputs, folder_labels
 from pipeline.sources import BLOCK, PictureSource, SoundSource
-from vocoder import GriffinLim
+from tests.given import (
+    NAMES,
+    SCRIPTS,
+    WINDOW,
+    packets,
+    records,
+    run,
+    samples_of,
+    tiny,
+    tone,
+    write_sound,
+    write_video,
+)
 
-NAMES = ("blue", "green", "red")
-WINDOW = 4
-CONFIG = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=2,
-              num_heads=2, predict_frames=WINDOW)  # fmt: skip
-SCRIPTS = {"a2v": sample_a2v, "v2a": sample_v2a}
 RELEASED_A2V = """--model-ckpt MaverickAlex/R-FLAV-B-1-AIST --results-dir results --video-length 16 --num-videos 2048
     --num-timesteps 2 --data-path D"""
-
-
-def tiny(**config) -> AVPipeline:
-    """16 px pictures, 20 mel bins, three classes, random weights."""
-    spec = AVSpec(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=NAMES)
-    model, rng = FLAV(**CONFIG | config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=rng))
-    return AVPipeline(model, AVCodec(spec, Pixels(), GriffinLim(20, iterations=2)), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
@@ -68,67 +62,6 @@ def real_sheet():
     """Asks for a contact sheet that is drawn."""
 
 
-def tone(seconds: float, rate: int = 16000, pitch: float = 300.0):
-    """A tone that swells, float32 (N,)."""
-    time = torch.arange(round(seconds * rate)) / rate
-    return (0.4 * torch.sin(6.283 * pitch * time) * torch.sin(2 * time) ** 2).float()
-
-
-def pictures(frames: int, height: int = 24, width: int = 32, seed: int = 0):
-    """Blocks of colour that change from frame to frame, uint8 (T,H,W,3)."""
-    coarse = torch.randint(0, 255, (frames, 3, 2, 2), generator=torch.Generator().manual_seed(seed)).float()
-    return torch.nn.functional.interpolate(coarse, (height, width)).movedim(1, -1).to(torch.uint8)
-
-
-def write_sound(path: Path, samples, rate: int, codec: str, channels: int = 1) -> Path:
-    """A file with sound alone."""
-    with av.open(str(path), "w") as container:
-        layout = "mono" if channels == 1 else "stereo"
-        stream = container.add_stream(codec, rate=rate, layout=layout)
-        data = to_int16(samples).numpy()[None].repeat(channels, 0).T.reshape(1, -1).copy()
-        frame = av.AudioFrame.from_ndarray(data, format="s16", layout=layout)
-        frame.sample_rate, frame.pts = rate, 0
-        resampler = av.AudioResampler(stream.format, layout, rate, stream.frame_size or None)
-        for part in (*resampler.resample(frame), *resampler.resample(None)):
-            container.mux(stream.encode(part))
-        container.mux(stream.encode(None))
-    return path
-
-
-def write_video(path: Path, frames: int, fps: float = 10, sound: bool = True, **how) -> Path:
-    """A video, its sound a tone, or none."""
-    shown = pictures(frames, **how)
-    if sound:
-        write_clip(path, shown, tone(frames / fps), fps)
-        return path
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width, stream.height, stream.pix_fmt = shown.shape[2], shown.shape[1], "yuv420p"
-        for picture in shown.numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
-        container.mux(stream.encode(None))
-    return path
-
-
-def run(script: str, checkpoint, folder, *more):
-    command = [f"--model-ckpt={checkpoint}", f"--results-dir={folder}", "--device=cpu", *map(str, more)]
-    SCRIPTS[script].main(command)
-    return folder
-
-
-def samples_of(path):
-    with wave.open(str(path)) as file:
-        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 1, 2)
-        return torch.frombuffer(bytearray(file.readframes(file.getnframes())), dtype=torch.int16)
-
-
-def packets(path, kind):
-    """Bytes and seconds of every packet of a track."""
-    with av.open(str(path)) as container:
-        stream = getattr(container.streams, kind)[0]
-        return [(bytes(p), float(p.pts * p.time_base)) for p in container.demux(stream) if p.size]
-
-
 def assert_same_packets(one, two, kind, count=None):
     """The track of `two` is that of `one`, byte for byte and at the same times up to the clock of Matroska."""
     (data, times), (copied, copied_times) = (zip(*packets(path, kind)) for path in (one, two))
@@ -138,32 +71,28 @@ def assert_same_packets(one, two, kind, count=None):
     assert max(map(abs, gaps)) <= 0.001
 
 
-def records(folder):
-    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-
-
 # ---------------------------------------------------------------------------------------------------- a sound is given
 
 
 @pytest.mark.parametrize(
     ("name", "codec", "rate", "channels", "film"),
     [
-        ("pcm.wav", "pcm_s16le", 44100, 2, "sample_00000.mkv"),
-        ("song.mp3", "mp3", 44100, 2, "sample_00000.mp4"),
-        ("song.flac", "flac", 22050, 1, "sample_00000.mkv"),
-        ("song.m4a", "aac", 48000, 1, "sample_00000.mp4"),
+        ("pcm.wav", "pcm_s16le", 44100, 2, "sample_00000_pcm.mkv"),
+        ("song.mp3", "mp3", 44100, 2, "sample_00000_song.mp4"),
+        ("song.flac", "flac", 22050, 1, "sample_00000_song.mkv"),
+        ("song.m4a", "aac", 48000, 1, "sample_00000_song.mp4"),
     ],
 )
 def test_sound_file_gets_a_picture_and_keeps_its_own_track(checkpoint, tmp_path, name, codec, rate, channels, film):
     source = write_sound(tmp_path / name, tone(1.33, rate), rate, codec, channels)
     out = run("a2v", checkpoint, tmp_path / "out", "--input", source)
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [film, "sample_00000.wav", "samples.jsonl", "run.json", "contact_sheet.png"]
+        [film, Path(film).with_suffix(".wav").name, "samples.jsonl", "run.json", "contact_sheet.png"]
     )
     assert_same_packets(source, out / film, "audio")
     info = probe(out / film)
     assert (info.frames(10), info.width, info.height) == (13, 16, 16) and info.sample_rate == rate
-    beside, expected = samples_of(out / "sample_00000.wav"), to_int16(read_audio(source, 0, 13 * 1600))
+    beside, expected = samples_of((out / film).with_suffix(".wav")), to_int16(read_audio(source, 0, 13 * 1600))
     assert len(beside) == len(expected) and (beside.int() - expected.int()).abs().max() <= 1
     assert records(out) == [{"file": film, "sample": 0, "input": str(source), "frames": 13}]
 
@@ -172,9 +101,9 @@ def test_video_gives_its_sound_and_gets_another_picture(checkpoint, tmp_path, re
     source = write_video(tmp_path / "film.mp4", 9)
     out = run("a2v", checkpoint, tmp_path / "out", "--input", source)
     assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
-    assert_same_packets(source, out / "sample_00000.mp4", "audio")
-    assert len(samples_of(out / "sample_00000.wav")) == 9 * 1600
-    assert probe(out / "sample_00000.mp4").frames(10) == 9
+    assert_same_packets(source, out / "sample_00000_film.mp4", "audio")
+    assert len(samples_of(out / "sample_00000_film.wav")) == 9 * 1600
+    assert probe(out / "sample_00000_film.mp4").frames(10) == 9
 
 
 def test_folder_may_hold_other_files_and_a_wav_beside_its_film_counts_once(checkpoint, tmp_path):
@@ -193,8 +122,8 @@ def test_folder_may_hold_other_files_and_a_wav_beside_its_film_counts_once(check
 def test_silence_gets_a_picture(checkpoint, tmp_path):
     source = write_sound(tmp_path / "silence.wav", torch.zeros(8000), 16000, "pcm_s16le")
     out = run("a2v", checkpoint, tmp_path / "out", "--input", source)
-    assert read_frames(out / "sample_00000.mkv", 0, 5).float().std() > 0
-    assert not samples_of(out / "sample_00000.wav").any()
+    assert read_frames(out / "sample_00000_silence.mkv", 0, 5).float().std() > 0
+    assert not samples_of(out / "sample_00000_silence.wav").any()
 
 
 # -------------------------------------------------------------------------------------------------- a picture is given
@@ -204,10 +133,10 @@ def test_silence_gets_a_picture(checkpoint, tmp_path):
 def test_video_gets_a_sound_and_keeps_its_own_picture(checkpoint, tmp_path, fps, frames, seen, sound):
     source = write_video(tmp_path / "film.mp4", frames, fps, sound)
     out = run("v2a", checkpoint, tmp_path / "out", "--input", source)
-    assert_same_packets(source, out / "sample_00000.mp4", "video")
-    made = samples_of(out / "sample_00000.wav")
+    assert_same_packets(source, out / "sample_00000_film.mp4", "video")
+    made = samples_of(out / "sample_00000_film.wav")
     assert len(made) == seen * 1600 and made.float().std() > 10
-    heard = read_audio(out / "sample_00000.mp4", 0, seen * 1600)
+    heard = read_audio(out / "sample_00000_film.mp4", 0, seen * 1600)
     assert torch.corrcoef(torch.stack([heard, made.float()]))[0, 1] > 0.8
 
 
@@ -231,12 +160,12 @@ def test_inputs_of_different_lengths_share_the_model(checkpoint, films, tmp_path
     out = run(script, checkpoint, tmp_path, "--data-path", films, "--batch-size", 2)
     assert set(rows) == {1, 2} and rows.index(1) > 2 * (WINDOW + 6)  # a place is never free while an input waits
     assert [(r["file"], r["frames"], r["class"]) for r in records(out)] == [
-        (f"sample_{i:05d}.mp4", frames, name)
+        (f"sample_{i:05d}_{i}.mp4", frames, name)
         for i, (frames, name) in enumerate(((6, "blue"), (3, "green"), (11, "red"), (5, "red")))
     ]
     for i, frames in enumerate((6, 3, 11, 5)):
-        assert len(samples_of(out / f"sample_{i:05d}.wav")) == frames * 1600
-        assert probe(out / f"sample_{i:05d}.mp4").frames(10) == frames
+        assert len(samples_of(out / f"sample_{i:05d}_{i}.wav")) == frames * 1600
+        assert probe(out / f"sample_{i:05d}_{i}.mp4").frames(10) == frames
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
@@ -310,18 +239,18 @@ def test_same_seed_gives_the_same_files_and_another_gives_others(checkpoint, fil
     one, two = (run(script, checkpoint, tmp_path / name, *more) for name in ("one", "two"))
     assert {path.name for path in one.iterdir() if path.read_bytes() != (two / path.name).read_bytes()} == {"run.json"}
     other = run(script, checkpoint, tmp_path / "other", *more, "--seed", 1)
-    assert (other / "sample_00000.mp4").read_bytes() != (one / "sample_00000.mp4").read_bytes()
+    assert (other / "sample_00000_0.mp4").read_bytes() != (one / "sample_00000_0.mp4").read_bytes()
 
 
 def test_video_length_cuts_both_tracks(checkpoint, tmp_path):
     source = write_video(tmp_path / "film.mp4", 30, 25)
     out = run("v2a", checkpoint, tmp_path / "out", "--input", source, "--video-length", 5)
-    assert len(samples_of(out / "sample_00000.wav")) == 5 * 1600
-    assert abs(probe(out / "sample_00000.mp4").seconds - 0.5) < 1 / 25 + 0.001
+    assert len(samples_of(out / "sample_00000_film.wav")) == 5 * 1600
+    assert abs(probe(out / "sample_00000_film.mp4").seconds - 0.5) < 1 / 25 + 0.001
     sound = write_sound(tmp_path / "sound.wav", tone(2), 16000, "pcm_s16le")
     out = run("a2v", checkpoint, tmp_path / "out", "--input", sound, "--video-length", 5)
     packet = len(packets(sound, "audio")[0][0]) / 2 / 16000
-    assert abs(sum(len(data) for data, _ in packets(out / "sample_00000.mkv", "audio")) / 32000 - 0.5) <= packet
+    assert abs(sum(len(data) for data, _ in packets(out / "sample_00000_sound.mkv", "audio")) / 32000 - 0.5) <= packet
 
 
 # ------------------------------------------------------------------------------------------------------------- sources
@@ -385,9 +314,9 @@ def test_released_line_parses_as_printed():
 
 def test_folder_is_the_class_by_name_or_for_a_released_model_by_order(films):
     path = films / "test"
-    files = find_inputs(path, "picture")
+    files, skipped = find_inputs(path, "picture")
     assert folder_labels(files, path, NAMES) == folder_labels(files, path, ("0", "1", "2")) == [0, 1, 2, 2]
-    assert folder_labels(files, path, ()) == [None] * 4
+    assert folder_labels(files, path, ()) == [None] * 4 and not skipped
     assert folder_labels([files[0]], files[0], NAMES) == folder_labels([files[0]], files[0].parent, NAMES) == [None]
 
 
@@ -409,10 +338,11 @@ def test_files_that_cannot_be_used_are_named_and_skipped(checkpoint, tmp_path, c
     write_video(inputs / "b.mp4", 5)
     write_video(inputs / "c.mp4", 5, sound=False)
     out = run("a2v", checkpoint, tmp_path / "out", "--input", inputs)
-    assert [r["file"] for r in records(out)] == ["sample_00001.mp4"]
-    skipped = json.loads((out / "run.json").read_text())["skipped"]
-    assert len(skipped) == 2 and "a.mp4 cannot be read" in skipped[0] and "c.mp4 has no audio" in skipped[1]
-    assert "skipped 2 inputs" in capsys.readouterr().out
+    assert [r["file"] for r in records(out)] == ["sample_00001_b.mp4"]
+    first, second = json.loads((out / "run.json").read_text())["skipped"]
+    assert first[0] == str(inputs / "a.mp4") and "a.mp4 cannot be read" in first[1]
+    assert second[0] == str(inputs / "c.mp4") and "c.mp4 has no audio" in second[1]
+    assert "skipped 2 inputs: 1 cannot be read, 1 has no audio stream" in capsys.readouterr().out
 
 
 def complaint(capsys, script, *command) -> str:
@@ -433,7 +363,7 @@ def complaint(capsys, script, *command) -> str:
         ("a2v", lambda p: write_sound(p / "click.wav", tone(0.05), 16000, "pcm_s16le"), "shorter than one frame"),
         ("v2a", lambda p: write_video(p / "still.mp4", 1, 25), "still.mp4 is shorter than one frame of 0.1 s"),
         ("a2v", lambda p: p / "nothing.wav", "nothing.wav does not exist; give a file, or a folder"),
-        ("v2a", lambda p: p, "has no files with picture (.avi, "),
+        ("v2a", lambda p: p, "has no files with picture (.3gp, .avi, "),
     ],
 )
 def test_input_that_cannot_be_used_is_refused(checkpoint, tmp_path, capsys, script, make, said):
@@ -462,6 +392,7 @@ def test_track_that_no_film_can_hold_is_refused_before_the_first_step(checkpoint
         raise MediaError("film.mp4 has packets without a time; convert it to mp4 first")
 
     monkeypatch.setattr("pipeline.sources.mux", refuse)
+    monkeypatch.setattr("pipeline.sources.encode_film", refuse)
     monkeypatch.setattr(Streams, "step", lambda self: pytest.fail("long work had begun"))
     command = ("--model-ckpt", checkpoint, "--results-dir", tmp_path, "--input", films / "test" / "red" / "2.mp4")
     assert "packets without a time" in complaint(capsys, "v2a", *command)
@@ -491,5 +422,15 @@ def test_failure_leaves_whole_films_only(checkpoint, films, tmp_path, capsys, mo
     monkeypatch.setattr(Writer, "write", full)
     line = complaint(capsys, "a2v", "--model-ckpt", checkpoint, "--results-dir", tmp_path, "--data-path", films)
     assert "No space left on device" in line  # after the film of three frames, in the middle of the others
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sample_00001.mp4", "sample_00001.wav"]
-    assert probe(tmp_path / "sample_00001.mp4").frames(10) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sample_00001_1.mp4", "sample_00001_1.wav"]
+    assert probe(tmp_path / "sample_00001_1.mp4").frames(10) == 3
+
+
+def test_some_inputs_of_many_are_of_every_class(tmp_path):
+    """Not the first by name, which would all be of one class."""
+    files = [tmp_path / c / f"{k}.wav" for c in ("blue", "green", "red") for k in range(5)]
+    chosen, labels = choose_inputs(files, [k // 5 for k in range(15)], tmp_path, 6, seed=0)
+    assert sorted(labels) == [0, 0, 1, 1, 2, 2] and [file.parent.name for file in chosen] == [
+        ("blue", "green", "red")[label] for label in labels
+    ]
+    assert choose_inputs(files, [None] * 15, tmp_path, 15, seed=0) == (files, [None] * 15)

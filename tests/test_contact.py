@@ -1,7 +1,9 @@
 """The contact sheet: picture and sound of one instant lie at the same place of one time axis."""
 
+import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from matplotlib.image import imread
 
 import cli
-from contact import Clip, contact_sheet, contact_sheets, draw, main
+from contact import THUMBNAILS, Clip, LivePage, check_page, contact_sheet, contact_sheets, draw, main
 
 RATE = 16000
 
@@ -96,6 +98,29 @@ def test_sheet_of_nothing_or_of_too_little_sound_is_refused():
         draw([clip, Clip(clip.frames, clip.wave[:100])])
 
 
+def test_axis_of_a_clip_begins_where_the_clip_does():
+    late = flash_and_click(16, at=11)
+    strip, spectrogram = draw([Clip(late.frames, late.wave, begin=48.0), flash_and_click(8, at=3)]).axes[:2]
+    assert white_span(strip) == pytest.approx((49.1, 49.2)) and strip.get_xlim() == spectrogram.get_xlim() == (48, 49.6)
+    assert loudest(spectrogram) == pytest.approx(49.15, abs=0.006)
+    assert spectrogram.xaxis.get_tick_params()["labelbottom"]  # the clip below has another axis
+
+
+def test_page_shows_the_last_seconds_at_the_films_own_time_until_the_film_ends(tmp_path, monkeypatch):
+    drawn, clip = [], flash_and_click(40, at=0)
+    monkeypatch.setattr("contact.contact_sheets", lambda clips, path: drawn.append(clips))
+    with LivePage(tmp_path / "page.html", 10, RATE, every=0) as page:
+        for first in range(0, 40, 10):
+            page.show("a film", 480 + first, clip.frames[first:][:10], clip.wave[1600 * first :][:16000])
+            assert "refresh" in (tmp_path / "page.html").read_text()
+    (last,) = drawn[-1]
+    assert len(drawn) == 5 and drawn[0][0].begin == 48.0
+    assert len(last.frames) == THUMBNAILS and last.begin == pytest.approx((520 - THUMBNAILS) / 10)
+    told = (tmp_path / "page.html").read_text()
+    assert "ended at" in told and "refresh" not in told
+    check_page(tmp_path / "page.html")  # it may be replaced by the next one
+
+
 def test_command_draws_real_files(tmp_path, capsys):
     from data.av import write_clip
 
@@ -124,3 +149,11 @@ def test_mistakes_end_in_one_sentence_and_exit_code_2(arguments, message, capsys
 def test_help_imports_neither_torch_nor_matplotlib():
     check = "import sys, contact; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check]).returncode == 0
+
+
+def test_titles_may_have_any_letters(tmp_path):
+    """Names of files become titles: no letter is a formula, and bytes that are not UTF-8 are shown as such."""
+    figure = draw([replace(flash_and_click(4, 1), title=os.fsdecode(b"caf\xe9 $\\frac$"))])
+    title = figure.axes[0].get_title(loc="left")
+    figure.savefig(tmp_path / "sheet.png", dpi=20)
+    assert title == r"caf\xe9 $\frac$" and (tmp_path / "sheet.png").stat().st_size

@@ -86,7 +86,9 @@ def test_links_of_the_pages_lead_somewhere_and_their_python_compiles(page):
 def test_readme_can_be_scanned():
     text = (ROOT / "README.md").read_text()
     sections = {title: body.split("\n") for title, body in re.findall(r"^## (.*)\n(.*?)(?=^## |\Z)", text, re.M | re.S)}
-    long = {title: n for title, body in sections.items() if (n := sum(map(bool, body))) > SECTION and title != "Read on"}
+    long = {
+        title: n for title, body in sections.items() if (n := sum(map(bool, body))) > SECTION and title != "Read on"
+    }
     assert len(text.splitlines()) <= LINES and not long
 
 

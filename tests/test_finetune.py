@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from diffusion.flow import WEIGHTS, flow_loss
 from models import FLAV, FLAV_presets
 from pipeline import AVSpec, finetune
+from pipeline.ema import EMA
 from pipeline.finetune import (
     add_lora,
     freeze,
@@ -257,7 +257,7 @@ def test_average_of_the_trainable_parameters_is_all_that_an_average_needs():
     models, emas = [], []
     for parameters in (trainable, lambda model: list(model.parameters())):
         model = with_lora()
-        ema = EMAModel(parameters(model), decay=0.5)
+        ema = EMA(parameters(model), decay=0.5)
         train(model, trainable(model))
         ema.step(parameters(model))
         ema.copy_to(parameters(model))

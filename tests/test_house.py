@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ BENCHMARKS = sorted(
 OURS = {*ROOMS, *SCRIPTS, *SHARED}
 
 
-def imports(path: Path) -> set[str]:
-    """First names of all that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imports(path: Path, inside: bool = True) -> set[str]:
+    """First names of all that a file imports, anywhere in it, or when it is imported itself."""
+    names, tree = set(), ast.parse(path.read_text())
+    for node in ast.walk(tree) if inside else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -51,6 +52,13 @@ def test_every_room_has_files():
 def test_leaf_imports_no_other_room_and_no_script(leaf):
     strangers = {str(path.relative_to(ROOT)): imports(path) & OURS - {leaf} for path in files(leaf)}
     assert not {path: found for path, found in strangers.items() if found}
+
+
+def test_libraries_that_take_seconds_to_import_wait_until_they_are_needed():
+    """diffusers brings transformers and peft along."""
+    slow = {"diffusers", "transformers", "peft"}
+    assert any(imports(path) & slow for path in files(*ROOMS))
+    assert not [path for path in files(*ROOMS) if imports(path, inside=False) & slow]
 
 
 def test_no_room_imports_a_script():
@@ -81,8 +89,9 @@ def test_no_utils():
     assert not set(SCRIPTS) & {"utils", "helpers", "common", "misc"}
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, *BENCHMARKS])
-def test_help_answers_before_anything_slow_is_imported(script):
+@cache
+def helped(script: str) -> subprocess.CompletedProcess:
+    """A script that was asked for --help; the last line tells how it ended and what it had imported."""
     look = (
         "import runpy, sys\n"
         f"sys.argv = ['{script}.py', '--help']\n"
@@ -91,15 +100,19 @@ def test_help_answers_before_anything_slow_is_imported(script):
         "except SystemExit as end:\n"
         "    print('exit', end.code, sorted({'torch', 'numpy', 'av', 'diffusers', 'matplotlib'} & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, *BENCHMARKS])
+def test_help_answers_before_anything_slow_is_imported(script):
+    done = helped(script)
     assert done.stdout.startswith("usage: ") and done.stdout.endswith("exit 0 []\n") and not done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_takes_a_seed_or_only_reads(script):
     """contact.py draws nothing at random."""
-    shown = subprocess.run([sys.executable, f"{script}.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert ("--seed" in shown) == (script != "contact")
+    assert ("--seed" in helped(script).stdout) == (script != "contact")
 
 
 @pytest.mark.parametrize(

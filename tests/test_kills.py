@@ -12,11 +12,12 @@ import pytest
 import prepare
 import train
 from data.synthetic import write_dataset
-from tests.kills import Kill, Nursery, lines, spawn
+from tests.kills import End, after, after_lines, lines, run_until
 
+pytestmark = pytest.mark.usefixtures("small_preset")
 KILLS = 25  # of each script
 ENCODING = {"image-size": 64, "codec": "patch-pca", "n-mels": 64}
-TRAINING = {"model": "FLAV-tiny", "sample-every": 0, "log-every": 1, "batch-size": 2, "lr": 1e-3, "ckpt-every": 1,
+TRAINING = {"model": "FLAV-mini", "sample-every": 0, "log-every": 1, "batch-size": 2, "lr": 1e-3, "ckpt-every": 1,
             "ckpt-limit": 2, "max-steps": 60}  # fmt: skip
 DIFFERENT = {"report.json", "facts.json", "random_states_0.pkl"}  # from run to run: times, and random numbers of no use
 
@@ -27,12 +28,6 @@ def balls(tmp_path_factory):
     root = tmp_path_factory.mktemp("balls")
     write_dataset(root, train=12, test=2, frames=16)
     return root
-
-
-@pytest.fixture(scope="module")
-def nursery():
-    with Nursery() as nursery:
-        yield nursery
 
 
 def flags(**more) -> list[str]:
@@ -51,11 +46,11 @@ def assert_same(one: Path, two: Path) -> None:
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
-def finish(script: str, argv: list[str], log: Path) -> str:
-    """Run a script to its end, as a user does; what it said."""
-    child = spawn(script, argv, log)
-    assert child.wait(timeout=300) == 0, log.read_text()[-2000:]
-    return log.read_text()
+def finish(script: str, argv: list[str]) -> End:
+    """Run a script to its end."""
+    end = run_until(None, script, argv)
+    assert end.code == 0, end.said[-2000:]
+    return end
 
 
 def half_written(root: Path) -> list[str]:
@@ -66,18 +61,17 @@ def half_written(root: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_kills_of_prepare_leave_no_trace(balls, nursery, tmp_path):
+def test_kills_of_prepare_leave_no_trace(balls, tmp_path):
     """Each folder is killed five times: the files come first, the report, the sheet and the index in the last runs."""
     argv = [*flags(data_path=balls, **ENCODING), "--out"]
-    whole, log, rng = tmp_path / "whole", tmp_path / "log.txt", random.Random(0)
-    undisturbed = nursery.run("prepare", [*argv, str(whole)], log)
-    assert undisturbed.code == 0, log.read_text()
+    whole, rng = tmp_path / "whole", random.Random(0)
+    undisturbed = finish("prepare.py", [*argv, str(whole)])
     encoding, rows, folders = json.loads((whole / "report.json").read_text())["seconds"], [], []
     while sum(code == -9 for code, *_ in rows) < KILLS:
         if (i := len(rows) % 5) == 0:
             folders.append(folder := tmp_path / str(len(folders)))
-        after = rng.uniform(0.2, 1.2) * encoding if i < 3 else rng.uniform(encoding, undisturbed.seconds)
-        end = nursery.run("prepare", [*argv, str(folder)], log, Kill(after))
+        seconds = rng.uniform(0.2, 1.2) * encoding if i < 3 else rng.uniform(encoding, undisturbed.seconds)
+        end = run_until(after(seconds), "prepare.py", [*argv, str(folder)])
         latents = len(list(folder.rglob("*.mp4.safetensors")))
         rows.append((end.code, end.seconds, latents, (folder / "prepared.json").exists(), half_written(folder)))
     print(f"\n{'prepare.py':12} seconds latents index half-written (undisturbed: {undisturbed.seconds:.1f} s)")
@@ -85,7 +79,7 @@ def test_kills_of_prepare_leave_no_trace(balls, nursery, tmp_path):
         print(f"{'killed' if code else 'ended':12} {seconds:7.2f} {latents:7} {index!s:>5} {' '.join(halves)}")
     assert any(halves for *_, halves in rows)
     for folder in folders:
-        said = finish("prepare", [*argv, str(folder)], log)
+        said = finish("prepare.py", [*argv, str(folder)]).said
         assert "error" not in said and not half_written(folder)
         assert_same(whole, folder)
         counts, expected = (json.loads((f / "report.json").read_text()) for f in (folder, whole))
@@ -107,23 +101,23 @@ def position(experiment: Path) -> tuple[int, int, list[str]]:
 
 
 @pytest.mark.slow
-def test_kills_of_training_leave_no_trace(balls, nursery, tmp_path):
+def test_kills_of_training_leave_no_trace(balls, tmp_path):
     """A checkpoint and an export follow each step: most kills strike while files are written, some in the start-up."""
     argv = [*flags(data_path=balls, **ENCODING, **TRAINING), "--cache-latents", "--experiment-dir"]
-    whole, broken, log, rng = tmp_path / "whole", tmp_path / "broken", tmp_path / "log.txt", random.Random(0)
-    undisturbed = nursery.run("train", [*argv, str(whole)], log)
-    assert undisturbed.code == 0, log.read_text()[-2000:]
-    step, said, rows = undisturbed.seconds / TRAINING["max-steps"], tmp_path / "said.txt", []
+    whole, broken, rng = tmp_path / "whole", tmp_path / "broken", random.Random(0)
+    undisturbed = finish("tests/small_train.py", [*argv, str(whole)])
+    step, rows = undisturbed.seconds / TRAINING["max-steps"], []
     for i in range(KILLS):
-        later = Kill(rng.uniform(0, step), broken / "log.jsonl", position(broken)[1] + rng.randrange(1, 3))
-        end = nursery.run("train", [*argv, str(broken)], said, later if i % 5 else Kill(rng.uniform(0, 2)))
+        newest = position(broken)[1]
+        later = after_lines(broken / "log.jsonl", newest + rng.randrange(1, 3), rng.uniform(0, step))
+        end = run_until(later if i % 5 else after(rng.uniform(0, 2)), "tests/small_train.py", [*argv, str(broken)])
         rows.append((end, *position(broken)))
     print(f"\n{'train.py':8} seconds logged checkpoint half-written (undisturbed: {undisturbed.seconds:.1f} s)")
     for end, logged, newest, halves in rows:
         print(f"{'killed' if end.code else 'ended':8} {end.seconds:7.2f} {logged:6} {newest:10} {' '.join(halves)}")
-    assert all(end.code == -9 for end, *_ in rows), said.read_text()[-2000:]
+    assert all(end.code == -9 for end, *_ in rows), [end.said[-500:] for end, *_ in rows]
     assert any(name.startswith(".step_") for *_, halves in rows for name in halves)
-    told = said.read_text() + finish("train", [*argv, str(broken)], log)
+    told = "".join(end.said for end, *_ in rows) + finish("tests/small_train.py", [*argv, str(broken)]).said
     assert "is damaged" not in told and "error" not in told
     assert_same(whole / "export", broken / "export")
     assert_same(whole / "checkpoints", broken / "checkpoints")
@@ -157,15 +151,16 @@ def test_clock_that_jumps_back_an_hour_again_and_again_changes_nothing(balls, tm
 
 
 @pytest.mark.parametrize("seconds", [0, 2**32])
-def test_times_of_files_do_not_decide_which_checkpoint_or_latents_are_read(balls, tmp_path, monkeypatch, seconds):
+def test_times_of_files_do_not_decide_which_checkpoint_or_latents_are_read(tmp_path, monkeypatch, seconds):
     """The newest checkpoint seems the oldest, or all of the next century."""
     monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
-    run, out = short(balls, tmp_path / "run", 2), tmp_path / "latents"
-    prepare.main([*flags(data_path=balls, out=out, **ENCODING), "--device=cpu"])
+    write_dataset(data := tmp_path / "data", train=2, test=1, frames=12)
+    run, out = short(data, tmp_path / "run", 2), tmp_path / "latents"
+    prepare.main([*flags(data_path=data, out=out, **ENCODING), "--device=cpu"])
     for path in (*out.rglob("*"), run / "checkpoints" / "step_0000002", *(run / "checkpoints").rglob("step_0000002/*")):
         os.utime(path, (seconds, seconds))
     before = contents(out)
-    prepare.main([*flags(data_path=balls, out=out, **ENCODING), "--device=cpu"])
+    prepare.main([*flags(data_path=data, out=out, **ENCODING), "--device=cpu"])
     assert contents(out) == before and {path.stat().st_mtime for path in out.rglob("*.safetensors")} == {seconds}
-    assert_same(short(balls, run, 3) / "export", short(balls, tmp_path / "other", 3) / "export")
+    assert_same(short(data, run, 3) / "export", short(data, tmp_path / "other", 3) / "export")
     assert [record["step"] for record in log_of(run)] == [1, 2, 3]

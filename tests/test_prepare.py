@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,10 @@ from models.codec import PatchPCA
 from pipeline import AVCodec, AVSpec
 from pipeline.encode import BLOCK, encode_files, picture_blocks, sound_blocks
 from pipeline.prepare import MEL_DB, WINDOW, encode_file, hash_codec
+from tests.closeness import assert_close_by_size
 from tests.gaps import write_jumping
-from tests.kills import ENV, ROOT, killed, spawn
+from tests.kills import kill_when
+from tests.processes import Script, run_ranks
 from vocoder import GriffinLim, log_mel, to_model
 
 FRAMES = BLOCK + 8  # of the videos: two blocks each
@@ -205,7 +206,7 @@ def test_blocks_are_the_whole_file_cut(balls, fps):
     whole = clip_sound(data.folder / entry.path, 0, entry.frames, entry.frames, **how) * 0.95 / entry.peak
     for i, wave in enumerate(sound_blocks(data, entry)):
         begin, stop = i * BLOCK * per_frame, min((i + 1) * BLOCK, entry.frames) * per_frame + 2 * data.context
-        torch.testing.assert_close(wave, whole[begin:stop], rtol=0, atol=1e-6)
+        assert_close_by_size(wave, whole[begin:stop])
 
 
 def test_sound_that_ends_before_the_picture_is_followed_by_silence(balls):
@@ -245,19 +246,19 @@ def test_second_run_writes_nothing_and_says_so(folder, balls, capsys):
     run(balls, folder)
     assert modified(folder) == before
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "7 files, skipped 0" in out and "nothing is written" in out
+    assert out.count("\n") == 1 and "7 files, 1.0 MB, skipped none; all" in out and "nothing is written" in out
 
 
 def test_first_run_says_what_it_did_in_one_line(videos, tmp_path, capsys, no_sheet):
     (videos / "train" / "red" / "broken.mp4").write_bytes(b"no video")
     run(videos, tmp_path / "out")
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "7 files, skipped 1, 1.0 MB" in out and "encoded 7 in" in out and "CPU" in out
+    assert out.count("\n") == 1 and "7 files, 1.0 MB, skipped 1 unreadable; encoded 7 in" in out and "CPU" in out
 
 
 def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tmp_path):
-    child = spawn("prepare", argv(balls, tmp_path), Path(os.devnull))
-    assert killed(child, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
+    child = Script("prepare.py", *argv(balls, tmp_path))
+    assert kill_when(child, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
     assert not is_prepared(tmp_path)
     kept = {path: made for path, made in modified(tmp_path).items() if Path(path).name.startswith("ball")}
     (tmp_path / "test" / "blue").mkdir(parents=True, exist_ok=True)
@@ -269,13 +270,10 @@ def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tm
 
 
 def test_two_processes_make_the_files_of_one_to_the_byte(folder, balls, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "prepare.py"]
-    done = subprocess.run(
-        [*launch, *argv(balls, tmp_path)], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
+    first, second = run_ranks(2, "prepare.py", *argv(balls, tmp_path))
     assert_same(folder, tmp_path)
-    assert "| 4/4 [" in done.stderr and done.stdout.count("\n") == 1 and "encoded 7" in done.stdout
+    assert "| 4/4 [" in first.said and first.printed.count("\n") == 1 and "encoded 7" in first.printed
+    assert not second.printed
     assert json.loads((tmp_path / "report.json").read_text())["processes"] == 2
 
 
@@ -343,7 +341,10 @@ def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_she
         yield from frames(path, *args)
 
     monkeypatch.setattr(pipeline.encode, "iter_frames", damaged)
+    bars = []
+    monkeypatch.setattr(cli, "bar", lambda desc: lambda work, total=None: bars.append(desc) or work)
     out = run(videos, tmp_path / "out", "--codec=patch-pca")
+    assert {*bars} == {"indexing", "reading"}  # what takes long has a bar
     found = {e["path"]: e["reason"].partition(":")[0] for e in index(out)["splits"]["train"]["skipped"]}
     bad = "green/ball_00004.mp4"
     gaps = dict.fromkeys(("red/jump.mp4", "red/hole.mp4"), "too long gaps")
@@ -386,7 +387,7 @@ def test_bad_folders_are_refused_in_one_sentence(balls, tmp_path, capsys):
     (tmp_path / "empty" / "train").mkdir(parents=True)
     with pytest.raises(ValueError, match="has no videos"):
         run(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(ValueError, match="has no folder 'train'"):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
         run(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="cannot be written"):
@@ -405,3 +406,33 @@ def test_errors_of_the_script_are_one_line(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.run(prepare.main)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def test_names_that_are_not_utf8_are_prepared_or_skipped_by_name(videos, tmp_path, capsys, no_sheet):
+    """As recorders and old discs leave them; bytes that are not UTF-8 must reach every file and the terminal."""
+    shutil.rmtree(videos / "test")
+    shutil.rmtree(videos / "train" / "green")
+    red, name = videos / "train" / "red", os.fsdecode(b"caf\xe9$.mp4")
+    (red / "ball_00002.mp4").rename(red / name)
+    red.rename(videos / "train" / os.fsdecode(b"ros\xe9"))
+    broken = os.fsdecode(b"ros\xe9/tot\xff.mp4")
+    (videos / "train" / broken).write_bytes(b"no video")
+    out = run(videos, tmp_path / "out")
+    assert "skipped 1 unreadable" in capsys.readouterr().out
+    assert [e["path"] for e in index(out)["splits"]["train"]["skipped"]] == [broken]
+    data = PreparedDataset(out)
+    assert data.class_names == ("blue", r"ros\xe9")
+    paths = {data[i]["path"] for i in range(len(data)) if data[i]["y"] == 1}
+    assert paths == {str(out / "train" / r"ros\xe9" / r"caf\xe9$.mp4.safetensors")}
+    before = modified(out)
+    run(videos, out)
+    assert modified(out) == before
+
+
+def test_folder_for_latents_must_be_utf8(balls, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        prepare.parse(argv(balls, tmp_path / os.fsdecode(b"l\xe9")))
+    assert "is not UTF-8" in capsys.readouterr().err

@@ -6,9 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import wave
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,10 +18,9 @@ from data.av import probe, read_audio, read_frames, to_int16
 from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec
+from tests.processes import ENV, LIMIT, ROOT, run_ranks
 from vocoder import GriffinLim
 
-ROOT = Path(__file__).parents[1]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
 NAMES = ("blue", "green", "red")
 CONFIG = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=2,
               num_heads=2, predict_frames=4)  # fmt: skip
@@ -52,11 +49,10 @@ def run(checkpoint, folder, *more):
     return folder
 
 
-def run_two(checkpoint, folder, *more):
-    """sample.py as two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sample.py"]
-    command = [*launch, *argv(checkpoint, folder, *more)]
-    return subprocess.run(command, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def no_sheet(monkeypatch):
+    """The picture takes longer than all the rest."""
+    monkeypatch.setattr("contact.contact_sheets", lambda clips, path: path.write_bytes(b"sheet"))
 
 
 @pytest.fixture(scope="module")
@@ -133,44 +129,44 @@ def test_contact_sheet_is_a_picture(results):
     assert (results / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_summary_is_one_line(checkpoint, tmp_path, capsys):
+def test_summary_is_one_line(checkpoint, tmp_path, capsys, no_sheet):
     run(checkpoint, tmp_path, "--num-videos", 1)
     out = capsys.readouterr().out
     assert out.count("\n") == 1 and "1 clips, 0.3 s of film" in out
 
 
-def test_same_seed_gives_the_same_latents_and_another_gives_others(checkpoint, results, tmp_path):
+def test_same_seed_gives_the_same_latents_and_another_gives_others(checkpoint, results, tmp_path, no_sheet):
     assert_same_latents(results, run(checkpoint, tmp_path / "same"))
     other = latents(run(checkpoint, tmp_path / "other", "--seed", 1))
     assert not any(a["v"].allclose(b["v"]) for a, b in zip(latents(results), other))
 
 
 @pytest.mark.parametrize("batch", [1, 5, 64])
-def test_batch_size_changes_no_clip(checkpoint, results, tmp_path, batch):
+def test_batch_size_changes_no_clip(checkpoint, results, tmp_path, batch, no_sheet):
     assert_same_latents(results, run(checkpoint, tmp_path, "--batch-size", batch), close=1e-4)
 
 
-def test_number_of_clips_changes_no_clip(checkpoint, results, tmp_path):
+def test_number_of_clips_changes_no_clip(checkpoint, results, tmp_path, no_sheet):
     run(checkpoint, tmp_path, "--num-videos", 2)
     assert [path.name for path in sorted(tmp_path.glob("*.mp4"))] == ["sample_00000.mp4", "sample_00001.mp4"]
     for a, b in zip(latents(results), latents(tmp_path)):
         torch.testing.assert_close(a["v"], b["v"], rtol=0, atol=1e-4)
 
 
-def test_longer_clip_begins_with_the_shorter_one(checkpoint, results, tmp_path):
+def test_longer_clip_begins_with_the_shorter_one(checkpoint, results, tmp_path, no_sheet):
     run(checkpoint, tmp_path, "--video-length", 6)
     for a, b in zip(latents(results), latents(tmp_path)):
         torch.testing.assert_close(a["v"], b["v"][:3], rtol=0, atol=1e-4)
 
 
-def test_classes_by_name_and_number_are_the_same(checkpoint, tmp_path):
+def test_classes_by_name_and_number_are_the_same(checkpoint, tmp_path, no_sheet):
     names, numbers = (run(checkpoint, tmp_path / text, "--classes", text) for text in ("red,blue", "2,0"))
     assert [record["class"] for record in records(names)] == ["red", "blue", "red", "blue", "red"]
     assert records(names) == records(numbers)
     assert_same_latents(names, numbers)
 
 
-def test_class_guidance_and_float64_run(checkpoint, results, tmp_path):
+def test_class_guidance_and_float64_run(checkpoint, results, tmp_path, no_sheet):
     guided = run(checkpoint, tmp_path / "guided", "--cfg-scale", 3, "--num-videos", 1)
     assert not latents(guided)[0]["v"].allclose(latents(results)[0]["v"])
     exact = latents(run(checkpoint, tmp_path / "exact", "--dtype", "float64"))
@@ -197,12 +193,11 @@ def assert_same_clips(one, two):
 
 
 def test_two_processes_make_the_clips_of_one_to_the_byte(checkpoint, results, tmp_path):
-    done = run_two(checkpoint, tmp_path / "two")
-    assert done.returncode == 0, done.stderr
+    first, second = run_ranks(2, "sample.py", *argv(checkpoint, tmp_path / "two"))
     assert facts(tmp_path / "two")["processes"] == 2 and facts(results)["processes"] == 1
     assert_same_clips(results, tmp_path / "two")
-    assert "| 3/3 [" in done.stderr  # the first process makes the first and the third batch
-    assert done.stdout.count("\n") == 1 and "5 clips, 1.5 s of film" in done.stdout
+    assert "| 3/3 [" in first.said  # the first process makes the first and the third batch
+    assert first.printed.count("\n") == 1 and "5 clips, 1.5 s of film" in first.printed and not second.printed
 
 
 @pytest.mark.slow
@@ -212,20 +207,20 @@ def test_two_processes_go_on_with_the_interrupted_run_of_one(checkpoint, results
     for name in ("samples.jsonl", "contact_sheet.png", "run.json", "sample_00000.mp4", "sample_00004.wav"):
         (folder / name).unlink()
     kept = {name: made for name, made in modified(folder).items() if name[:12] in ("sample_00002", "sample_00003")}
-    done = run_two(checkpoint, folder, "--skip-existing")
-    assert done.returncode == 0, done.stderr
+    first, _ = run_ranks(2, "sample.py", *argv(checkpoint, folder, "--skip-existing"))
     assert facts(folder)["processes"] == 2 and facts(folder)["made"] == 3
     assert_same_clips(results, folder)
-    assert kept.items() <= modified(folder).items() and "| 2/2 [" in done.stderr
+    assert kept.items() <= modified(folder).items() and "| 2/2 [" in first.said
 
 
 @pytest.mark.slow
 def test_process_that_fails_ends_the_other_and_says_why(checkpoint, tmp_path):
     """The second process cannot give its clip the name of a folder; the first has nothing more to do but wait."""
     (tmp_path / "sample_00002.mp4" / "in the way").mkdir(parents=True)
-    began = time.monotonic()
-    done = run_two(checkpoint, tmp_path)
-    assert done.returncode != 0 and time.monotonic() - began < 60
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sample.py"]
+    command = [*launch, *argv(checkpoint, tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | ENV, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode != 0
     assert "sample.py: error: " in done.stderr and "sample_00002.mp4" in done.stderr
     assert not (tmp_path / "run.json").exists()
 

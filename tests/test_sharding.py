@@ -7,29 +7,29 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from accelerate.utils import DistributedType
-from diffusers.training_utils import EMAModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 import pipeline.training
 import train
 from data.synthetic import write_dataset
+from pipeline.ema import EMA
 from pipeline.sharding import State, check_sharding
 from pipeline.storage import checkpoints
+from tests.kills import lines
+from tests.processes import ENV, LIMIT, ROOT, run_ranks
 from tests.sharded_train import BROKEN, broken_step
 
-ROOT = Path(__file__).parents[1]
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
-GLOBAL_BATCH, STEPS, LIMIT = 4, 6, 300  # LIMIT: seconds after which a run hangs
+pytestmark = pytest.mark.usefixtures("small_preset")
+GLOBAL_BATCH, STEPS = 4, 6
 HOW = ("--cache-latents", f"--max-steps={STEPS}", "--ckpt-every=2", "--lr=1e-3", "--dtype=float64", "--image-size=64",
-       "--codec=patch-pca", "--n-mels=64", "--model=FLAV-tiny", "--sample-every=0", "--log-every=1")  # fmt: skip
+       "--codec=patch-pca", "--n-mels=64", "--model=FLAV-mini", "--sample-every=0", "--log-every=1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +46,20 @@ def argv(data, experiment, processes, *more) -> list[str]:
     return [*folders, f"--batch-size={GLOBAL_BATCH // processes}", *HOW, *more]
 
 
-def start(data, experiment, processes, *more, script="tests/sharded_train.py") -> subprocess.Popen:
-    """A run in shards, or by `script` train.py with whole weights."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", script]
-    command = [*launch, *argv(data, experiment, processes, *more)]
-    return subprocess.Popen(command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-
-
-def finish(run: subprocess.Popen, experiment, processes) -> str:
-    """What a run says until it ends well, with as many processes as it should have."""
-    said = run.communicate(timeout=LIMIT)[1]
-    assert run.returncode == 0, said
+def finish(data, experiment, processes, *more, script="tests/sharded_train.py") -> str:
+    """Train in shards, or by `script` with whole weights, to the end; what the processes say."""
+    ranks = run_ranks(processes, script, *argv(data, experiment, processes, *more))
     assert json.loads((experiment / "run.json").read_text())["processes"] == processes
-    return said
+    return "".join(rank.said for rank in ranks)
 
 
-def kill_one_rank(run: subprocess.Popen, experiment, after=BROKEN + 1) -> None:
-    """SIGKILL to the last rank when a step beyond a checkpoint is logged; the launcher has to end the others."""
-    log, deadline = experiment / "log.jsonl", time.monotonic() + LIMIT
-    while not log.exists() or log.read_text().count("\n") < after:
-        assert run.poll() is None and time.monotonic() < deadline, run.stderr.read()
+def kill_one_rank(data, experiment, *more, script="tests/sharded_train.py", after=BROKEN + 1) -> None:
+    """SIGKILL to the last of two ranks when a step beyond a checkpoint is logged; torchrun has to end the other."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", script]
+    command, env = [*launch, *argv(data, experiment, 2, *more)], os.environ | ENV
+    run = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while lines(experiment / "log.jsonl") < after:
+        assert run.poll() is None, run.stderr.read()
         time.sleep(0.002)
     ranks = {int(child.environ()["RANK"]): child for child in psutil.Process(run.pid).children()}
     ranks[max(ranks)].send_signal(signal.SIGKILL)
@@ -147,7 +141,7 @@ def parameter_names(experiment) -> list[str]:
 def sharded(balls, tmp_path_factory):
     """A run of two processes that each keep half of the weights."""
     experiment = tmp_path_factory.mktemp("sharded")
-    finish(start(balls, experiment, 2), experiment, 2)
+    finish(balls, experiment, 2)
     return experiment
 
 
@@ -176,7 +170,7 @@ def test_processes_train_the_model_of_one_with_the_same_global_batch(
 ):
     """Every clip of it counts, so the ranks cannot have seen the same data."""
     one, several, rank_0 = alone(dtype), tmp_path / "several", tmp_path / "rank_0"
-    finish(start(balls, several, processes, f"--dtype={dtype}", script="train.py"), several, processes)
+    finish(balls, several, processes, f"--dtype={dtype}", script="tests/small_train.py")
     (several / "names.json").write_text((one / "names.json").read_text())
     assert furthest(state(several), state(one)) < tolerance
     assert logged(several, "loss") == pytest.approx(logged(one, "loss"), rel=tolerance)
@@ -190,8 +184,8 @@ def test_processes_train_the_model_of_one_with_the_same_global_batch(
 def test_dead_rank_ends_a_run_with_whole_weights_and_other_numbers_of_processes_go_on_to_the_same(
     alone, balls, tmp_path
 ):
-    kill_one_rank(start(balls, tmp_path, 2, script="train.py"), tmp_path)
-    said = finish(start(balls, tmp_path, 4, "--max-steps=4", script="train.py"), tmp_path, 4)
+    kill_one_rank(balls, tmp_path, script="tests/small_train.py")
+    said = finish(balls, tmp_path, 4, "--max-steps=4", script="tests/small_train.py")
     assert "steps 2 to 4, 4 processes" in said
     train.main(argv(balls, tmp_path, 1))
     (tmp_path / "names.json").write_text((alone("float64") / "names.json").read_text())
@@ -240,13 +234,13 @@ def test_dead_rank_ends_the_run_and_the_same_command_goes_on_from_the_last_check
     sharded, balls, tmp_path
 ):
     """The newest one is damaged then, so that training goes on from none of its shards."""
-    kill_one_rank(start(balls, tmp_path, 2), tmp_path, after=5)
+    kill_one_rank(balls, tmp_path, after=5)
     *_, newest = checkpoints(tmp_path)
     path = newest / "shard-00002-model-00001-of-00001.safetensors"
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
-    said = finish(start(balls, tmp_path, 2), tmp_path, 2)
+    said = finish(balls, tmp_path, 2)
     assert f"{newest} is damaged ({path.name})" in said and f"steps {int(newest.name[5:]) - 2} to 6" in said
     assert furthest(state(tmp_path), state(sharded)) == 0
     exports = [load_file(experiment / "export/model.safetensors") for experiment in (tmp_path, sharded)]
@@ -256,19 +250,19 @@ def test_dead_rank_ends_the_run_and_the_same_command_goes_on_from_the_last_check
 
 @pytest.mark.slow
 def test_shards_of_two_processes_are_loaded_by_four_and_back(whole, balls, tmp_path):
-    kill_one_rank(start(balls, tmp_path, 2, "--micro-batches=2"), tmp_path)
-    said = finish(start(balls, tmp_path, 4, "--max-steps=4"), tmp_path, 4)
+    kill_one_rank(balls, tmp_path, "--micro-batches=2")
+    said = finish(balls, tmp_path, 4, "--max-steps=4")
     assert "steps 2 to 4, 4 processes" in said
     assert [rank["world"] for rank in held(tmp_path)] == [4] * 4
-    assert "steps 4 to 6, 2 processes" in finish(start(balls, tmp_path, 2, "--micro-batches=2"), tmp_path, 2)
+    assert "steps 4 to 6, 2 processes" in finish(balls, tmp_path, 2, "--micro-batches=2")
     assert furthest(state(tmp_path), state(whole)) < 1e-10
 
 
 @pytest.mark.slow
 def test_shards_in_bf16_train_as_whole_weights_do_with_flow_times_unrounded(balls, tmp_path):
     how = ("--dtype=float32", "--mixed-precision=bf16", "--max-steps=2")
-    finish(start(balls, tmp_path / "sharded", 2, *how), tmp_path / "sharded", 2)
-    finish(start(balls, tmp_path / "whole", 1, *how, script="train.py"), tmp_path / "whole", 1)
+    finish(balls, tmp_path / "sharded", 2, *how)
+    finish(balls, tmp_path / "whole", 1, *how, script="tests/small_train.py")
     assert [rank["times"] for rank in held(tmp_path / "sharded")] == [["torch.float64"]] * 2
     losses = [logged(tmp_path / kind, "loss") for kind in ("sharded", "whole")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
@@ -279,7 +273,7 @@ def test_adapter_is_trained_in_shards_as_whole(whole, balls, tmp_path):
     """With previews, for which the shards are gathered too, and blocks that are computed again."""
     how = (f"--init-from={whole / 'export'}", "--lora-rank=2", "--max-steps=2", "--sample-every=2", "--video-length=2",
            "--grad-ckpt", "--lr=1e-2")  # fmt: skip
-    finish(start(balls, tmp_path / "sharded", 2, *how), tmp_path / "sharded", 2)
+    finish(balls, tmp_path / "sharded", 2, *how)
     train.main(argv(balls, tmp_path / "whole", 1, *how))
     kinds = [load_file(tmp_path / kind / "adapter/adapter_model.safetensors") for kind in ("sharded", "whole")]
     assert max((kinds[0][name] - x).abs().max().item() for name, x in kinds[1].items()) < 1e-10
@@ -307,7 +301,7 @@ def small_state(seed=0, steps=0) -> State:
     """A layer with its optimiser, averages and scaler after some steps; the scale of the last starts at `seed`."""
     torch.manual_seed(seed)
     model = torch.nn.Linear(3, 2)
-    optimiser, ema = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True), EMAModel(model.parameters())
+    optimiser, ema = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True), EMA(model.parameters())
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0 ** (seed + 1), growth_interval=4)
     for _ in range(steps):
         scaler.scale(model(torch.ones(3)).square().sum()).backward()

@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 
 import train
 from diffusion.flow import FlowLoss
 from diffusion.noise import Purpose, generator
 from diffusion.times import draw_times
+from pipeline.ema import EMA
 from pipeline.sharding import State
 from pipeline.training import BINS, Draws, Meter, learning_rate, skip_if_not_finite
 
@@ -275,7 +275,7 @@ def test_averaged_model_is_a_plain_copy_with_averages_where_weights_are_trained(
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     model[0].requires_grad_(False)
     plain, trained = copy.deepcopy(model).to("meta"), [*model[1].parameters()]
-    state = State(model, torch.optim.AdamW(trained), EMAModel(trained))
+    state = State(model, torch.optim.AdamW(trained), EMA(trained))
     before = model[1].weight.detach().clone()
     with torch.no_grad():
         for layer in model:
@@ -290,7 +290,7 @@ def test_averaged_model_is_a_plain_copy_with_averages_where_weights_are_trained(
 def test_average_takes_the_first_weights_and_then_slows_down():
     """Decay min(0.9999, s / (9 + s)) at call s, 0 on the first."""
     model = torch.nn.Linear(1, 1, bias=False)
-    ema = EMAModel(model.parameters(), decay=0.9999)
+    ema = EMA(model.parameters(), decay=0.9999)
     expected = 0.0
     for s in range(1, 7):
         with torch.no_grad():
@@ -299,6 +299,19 @@ def test_average_takes_the_first_weights_and_then_slows_down():
         expected = decay * expected + (1 - decay) * s**2
         ema.step(model.parameters())
         assert ema.shadow_params[0].item() == pytest.approx(expected)
+
+
+def test_average_goes_on_from_the_state_that_diffusers_would_have_saved():
+    """Checkpoints of runs that were begun with its EMAModel hold such a state."""
+    more = {"min_decay": 0.0, "update_after_step": 0, "use_ema_warmup": False, "inv_gamma": 1.0, "power": 2 / 3}
+    state = {"decay": 0.3, "optimization_step": 4, "shadow_params": [torch.tensor([[2.0]])], **more}
+    model = torch.nn.Linear(1, 1, bias=False)
+    ema = EMA(model.parameters())
+    ema.load_state_dict(state)
+    with torch.no_grad():
+        model.weight.fill_(7.0)
+    ema.step(model.parameters())
+    assert ema.optimization_step == 5 and ema.shadow_params[0].item() == pytest.approx(0.3 * 2 + 0.7 * 7)
 
 
 @pytest.mark.parametrize(

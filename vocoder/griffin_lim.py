@@ -6,15 +6,12 @@ from pathlib import Path
 from reprlib import repr as shown
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torchaudio.functional import griffinlim
 
-from vocoder.mel import HOP, N_FFT, SAMPLE_RATE, WINDOW, hann_window, mel_filters
-from vocoder.rtisi import AHEAD, BLOCK, MOMENTUM, refine, start
+from vocoder.mel import HOP, SAMPLE_RATE, mel_filters
+from vocoder.rtisi import AHEAD, BLOCK, SIDE, refine, start
 
-EDGE = math.ceil(WINDOW / HOP)  # mel frames whose windows overlap one sample
 SETTINGS = {"n_mels", "sample_rate", "iterations"}  # that a config.json holds
 LARGEST = 2**20  # of a setting
 KNEE = 0.9  # level up to which the limiter changes nothing
@@ -23,9 +20,10 @@ KNEE = 0.9  # level up to which the limiter changes nothing
 class GriffinLim(nn.Module):
     """log-mel (B,M,F) -> wave (B, F * hop) in (-1, 1): the phase is found by iteration (Griffin and Lim, 1984).
 
-    The start is zero phase, so the same mel gives the same samples. The iteration is chaotic: a rounding error ends as
-    another phase of quiet bins. So clips go through one by one, untouched by their neighbours in the batch, and a
-    stream (`speak`) has another phase than the whole.
+    A clip is a stream (`speak`) pushed at once: both have the same samples. Clips go through one by one, untouched by
+    their neighbours in the batch. A mel that differs by rounding, as one made in another batch does, gives samples
+    that differ by -86 dB as a rule, by -72 dB at worst (8 clips of the demo). It was -14 dB when the whole clip
+    began at zero phase: there windows are zero, and what is left of a frame is rounding itself.
     """
 
     hop = HOP
@@ -36,27 +34,11 @@ class GriffinLim(nn.Module):
         self.n_mels, self.sample_rate, self.iterations = n_mels, sample_rate, iterations
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        self.check(log_mel)
-        return soft_limit(torch.stack([self.invert(clip) for clip in log_mel]))
+        return self.speak(log_mel, {}, last=True)[0]
 
-    def invert(self, log_mel: Tensor) -> Tensor:
-        """Wave (F * hop,) of one log-mel (M,F), without limit."""
-        magnitude = F.pad(self.magnitude(log_mel), (EDGE, EDGE), mode="replicate")  # (N_FFT/2+1, F + 2 EDGE)
-        window = hann_window(log_mel.device, log_mel.dtype)
-        wave = griffinlim(
-            magnitude,
-            window,
-            N_FFT,
-            HOP,
-            WINDOW,
-            power=1,
-            n_iter=self.iterations,
-            momentum=MOMENTUM,
-            length=None,
-            rand_init=False,
-        )
-        # griffinlim has the middle of frame m at sample m * HOP, the mel has it at (m + 1/2) * HOP
-        return wave.narrow(-1, EDGE * HOP - HOP // 2, log_mel.shape[-1] * HOP)
+    def ahead(self, step: int) -> int:
+        """Mel frames that must follow one before `speak`, given `step` at a time, gives out its samples, at most."""
+        return AHEAD + SIDE + BLOCK - math.gcd(BLOCK, step)
 
     def speak(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of a stream (`vocoder.stream`), in blocks of 10 mel frames counted from its beginning.
@@ -65,10 +47,10 @@ class GriffinLim(nn.Module):
         a third of the iterations, the phase carried over. Samples depend on the mel and their position, not on how the
         mel was cut. After n blocks sound has been spoken up to mel frame 10 n - 23; the state takes under 112 kB.
 
-        Phases, and so samples, differ from those of the whole file. What can be heard does not (7 sounds of 6 s):
+        Beside torchaudio's iteration over whole files (7 sounds of 6 s):
 
                                                           64 mels            256 mels
-                                                      whole   stream      whole   stream
+                                                      whole     here      whole     here
             spectral convergence, mean                0.176    0.178      0.105    0.080
             mean |log-mel - target|                   0.133    0.134      0.109    0.102
             onset error of the demo's pings, ms         2.9      2.9        0.4      0.5

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vocoder.stream import speak_in_context
@@ -179,6 +179,10 @@ class HiFiGAN(nn.Module):
         x = self.conv_post(F.leaky_relu(x, LAST_SLOPE))
         return rearrange(x.tanh(), "b 1 n -> b n")
 
+    def ahead(self, step: int) -> int:
+        """Mel frames that must follow one before `speak` gives out its samples."""
+        return self.context
+
     def speak(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of a stream (`vocoder.stream`): the samples of the whole file, `context` mel frames late."""
         return speak_in_context(self, self.context, log_mel, state, last)
@@ -188,7 +192,7 @@ class HiFiGAN(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save(folder)
-        save_file(self.state_dict(), folder / "model.safetensors")
+        (folder / "model.safetensors").write_bytes(save(self.state_dict()))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "HiFiGAN":

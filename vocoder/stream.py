@@ -17,6 +17,9 @@ class Vocoder(Protocol):
     def __call__(self, log_mel: Tensor) -> Tensor:
         """log-mel (B,M,F) -> wave (B, F * hop)."""
 
+    def ahead(self, step: int) -> int:
+        """Mel frames that must follow one before a stream that takes `step` at a time has spoken it, at most."""
+
     def speak(self, log_mel: Tensor, state: dict[str, Tensor], last: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of a stream, a pure function: the samples (B, n * hop) that are ready, and the state after them.
 
@@ -41,7 +44,7 @@ class VocoderStream:
     """A vocoder in the middle of a sound: mel frames in, the samples that no later frame can change out.
 
     Args:
-        vocoder: HiFi-GAN, whose joined chunks are the samples of the whole mel, or Griffin-Lim (see its `speak`).
+        vocoder: whose joined chunks are the samples of the whole mel.
         state: the `state()` of a stream to go on with, bit for bit where arithmetic repeats itself (CPU, same number
             of threads); None for a new one.
     Raises:

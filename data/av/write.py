@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from data.av.read import MediaError
+from data.av.media import MediaError
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}  # FFmpeg's names
 KEYFRAME = Fraction(1, 2)  # s; longest stretch of a growing film without a keyframe
@@ -132,19 +132,19 @@ class Writer:
         if sample_rate not in av.Codec("aac", "w").audio_rates:
             raise MediaError(f"{path} cannot have sound at {sample_rate} Hz because AAC cannot; use 16000 or 48000")
         if not sink:
-            container = self._container_of_path(wav)
+            container = self._container_of_path()
         self._open(sink or str(self._begin(self.path)), container, exact_rate(fps), sample_rate)
         if wav and not sink:
             self._wav = _Wav(self._begin, self.path, sample_rate)
         self._whole = self._size()
 
-    def _container_of_path(self, wav: bool) -> str:
+    def _container_of_path(self) -> str:
         suffixes = [suffix for suffix, name in CONTAINERS.items() if name in self._preset.options]
         if self.path.suffix not in suffixes:
             raise MediaError(f"{self.path} should end in {' or '.join(suffixes)}; rename it")
         if not self.path.parent.is_dir():
             raise MediaError(f"{self.path} cannot be written because its folder does not exist; make the folder first")
-        for path in [self.path, self.path.with_suffix(".wav")][: 1 + wav]:
+        for path in (self.path.with_suffix(suffix) for suffix in [*CONTAINERS, ".wav"]):
             if self._preset.grows and path.exists():
                 raise MediaError(f"{path} exists and an endless film replaces no file; remove it or use another name")
         return CONTAINERS[self.path.suffix]
@@ -310,6 +310,18 @@ def write_clip(path: str | Path, frames: Tensor, wave: Tensor, fps: float = 10, 
     wave = pad(wave[:samples], (0, max(0, samples - len(wave))))
     with Writer(path, frames.shape[2], frames.shape[1], fps, sample_rate) as writer:
         writer.write(frames, wave)
+
+
+def replace_older(film: Path, sample: str) -> None:
+    """Remove what earlier runs left of the sample of a film that is there whole, so that no one counts it twice.
+
+    Args:
+        sample: "sample_00000" for the films and wavs of that name, and of those that begin with "sample_00000_".
+    """
+    for path in film.parent.glob(f"{sample}*"):
+        of_sample = path.stem == sample or path.stem.startswith(f"{sample}_")
+        if of_sample and path.suffix in {*CONTAINERS, ".wav"} and path not in (film, film.with_suffix(".wav")):
+            path.unlink()
 
 
 def to_int16(wave: Tensor) -> Tensor:

@@ -27,7 +27,13 @@ def ran(tables, monkeypatch):
         folder = Path(options[options.index("--results-dir") + 1])
         folder.mkdir(parents=True, exist_ok=True)
         if script == "evaluate.py":
-            figure = {"name": "FVD", "value": 7.5, "note": "random features, not comparable", "fake": 8}
+            figure = {
+                "name": "FVD",
+                "value": 7.5,
+                "note": "random features, not comparable",
+                "fake": 8,
+                "warning": "of 8",
+            }
             (folder / "metrics.json").write_text(json.dumps({"figures": [figure]}))
         else:
             (folder / "run.json").write_text(json.dumps({"seconds": 2.0}))
@@ -55,37 +61,51 @@ def test_conditional_table_gives_the_test_videos_to_both_scripts(tables, ran, tm
     assert all(option(command, "--data-path") == "D" for command in ran if command[0] != "evaluate.py")
 
 
-def test_rows_say_whether_they_were_measured_or_quoted_and_a_second_run_measures_nothing(tables, ran, tmp_path):
-    theirs = tmp_path / "theirs.json"
-    theirs.write_text(json.dumps([{"row": "them", "figures": {"FVD": 9.25, "FAD": 1.5}, "source": "their Table 2"}]))
-    arguments = [
-        "fusions",
-        "--checkpoints",
-        "a=A",
-        "c=C",
-        "--real",
-        "D",
-        "--quoted",
-        str(theirs),
-        "--out",
-        str(tmp_path),
-    ]
-    tables.main(arguments)
+def fusions(tables, folder, *more):
+    tables.main(["fusions", "--checkpoints", "a=A", "c=C", "--real", "D", *more, "--out", str(folder)])
+    return (folder / "fusions.md").read_text(), json.loads((folder / "fusions.json").read_text())
+
+
+def test_measured_and_quoted_rows_stand_apart_and_say_which_they_are_and_a_second_run_measures_nothing(
+    tables, ran, tmp_path
+):
+    fusions(tables, tmp_path)
     count = len(ran)
-    tables.main(arguments)
+    text, found = fusions(tables, tmp_path)
     assert len(ran) == count == 4
-    text = (tmp_path / "fusions.md").read_text()
-    assert "| a | 7.5 |  | 8 | measured; random features, not comparable |" in text
-    assert "| them | 9.25 | 1.5 |  | quoted: their Table 2 |" in text
-    rows = json.loads((tmp_path / "fusions.json").read_text())["rows"]
-    assert [row["source"] for row in rows] == ["measured", "measured", "quoted: their Table 2"]
+    ours, theirs = text.split("Table 1.A: fusion blocks, quoted")
+    assert "| a | 7.5 | 8 | measured; random features, not comparable; not told from real: FVD |" in ours
+    assert "quoted" not in ours and "measured" not in theirs
+    assert [row["source"] for row in found["rows"]] == ["measured", "measured"]
+    assert all(row["source"].startswith("quoted: R-FLAV, arXiv 2503.08307") for row in found["quoted"])
 
 
-def test_figures_without_a_source_are_refused(tables, ran, tmp_path):
-    theirs = tmp_path / "theirs.json"
-    theirs.write_text(json.dumps([{"row": "them", "figures": {"FVD": 9.25}}]))
-    with pytest.raises(ValueError, match="has no source for 'them'"):
-        tables.quoted(theirs)
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("fusions", "| c | 3.94 | 2.7 | 50.92 | 8.73 | 8.4 |"),
+        ("windows", "| 20 | 77.55 | 12.71 | 8.53 |"),
+        ("steps", "| ground truth |  |  | 3.67 | -0.28 | 8.25 | 7.45 | -0.15 | 9.33 |"),
+        ("steps", "| R-FLAV n = 20 | 421 M | 200 | 38.36 | 6.15 | 8.28 | 80.19 | 3.3 | 9.88 |"),
+        ("conditional", "| R-FLAV | 421 M | 200 | 46.81 | 8.72 | 8.52 | 94.47 | 4.0 | 9.34 |"),
+    ],
+)
+def test_paper_is_quoted_to_its_last_digit_without_being_asked_for(tables, ran, tmp_path, table, row):
+    tables.main([table, "--checkpoints", "5=C", "--real", "D", "--out", str(tmp_path)])
+    assert f"{row}  | quoted: R-FLAV, arXiv" in (tmp_path / f"{table}.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", "no JSON", '{"R-FLAV": {"table_1a": {"columns": ["FVD"], "a": [1.0]}}}',
+     '{"R-FLAV": {"source": "them", "table_1a": {"columns": ["FVD", "KVD"], "a": [1.0]}}}'],
+    ids=["list", "empty", "text", "no source", "short row"],
+)  # fmt: skip
+def test_figures_that_cannot_be_quoted_are_refused_before_anything_is_measured(tables, ran, tmp_path, content):
+    (tmp_path / "theirs.json").write_text(content)
+    with pytest.raises(ValueError, match=r"theirs\.json has no table_1a of R-FLAV .*; give a file like"):
+        fusions(tables, tmp_path / "out", "--quoted", str(tmp_path / "theirs.json"))
+    assert not ran
 
 
 def test_script_that_fails_is_quoted_in_one_sentence(tables):

@@ -9,6 +9,7 @@ from einops import rearrange
 from diffusion.flow import NEGLIGIBLE_WEIGHT, WEIGHTS, flow_loss, interpolate, logit_normal_weight
 from diffusion.times import draw_times
 from models import FLAV, official
+from pipeline.ema import EMA
 
 CASES = ["train_n6_logit", "train_n10_logit", "train_n6_uniform", "train_n10_uniform"]
 
@@ -71,15 +72,13 @@ def test_the_exact_velocity_has_no_loss_and_leads_from_noise_to_data():
 
 def test_three_optimiser_steps_equal_the_official_ones(parity):
     """Losses, gradients before clipping, gradient norms, parameters and EMA after AdamW."""
-    from diffusers.training_utils import EMAModel
-
     case = parity("train_steps")
     x, config = case.tensors, case.config["model"]
     model = FLAV(**config)
     model.load(case.weights)
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.02)
-    ema = EMAModel(model.parameters(), decay=0.9999)
+    ema = EMA(model.parameters(), decay=0.9999)
     null = torch.tensor(config["num_classes"])
     for step in range(3):
         s = {key.removeprefix(f"in.step{step}."): value for key, value in x.items() if f"in.step{step}." in key}
@@ -117,10 +116,8 @@ def assert_parameters_close(state, expected, prefix, tolerance):
 def test_ema_decay_follows_the_official_ramp(parity):
     import json
 
-    from diffusers.training_utils import EMAModel
-
     case = parity("ema_decay")
-    ema = EMAModel([torch.nn.Parameter(torch.zeros(1))], decay=case.config["max_decay"])
+    ema = EMA([torch.nn.Parameter(torch.zeros(1))], decay=case.config["max_decay"])
     for call, decay in json.loads(case.path.read_text())["rows"]:
         assert ema.get_decay(call) == pytest.approx(decay, abs=case.tolerance["abs"])
 

@@ -317,6 +317,18 @@ def test_guidance_without_a_given_modality_is_refused():
         Guidance(1.0, "mean")
 
 
+def test_class_guidance_without_a_class_is_one_row_a_clip():
+    model, rows = random_model(num_classes=3), []
+
+    def watched(v, *conditions, **more):
+        rows.append(len(v))
+        return model(v, *conditions, **more)
+
+    null = torch.tensor([3, 3])
+    assert difference(generate(class_guided(watched, 2.0, 3), y=null), generate(model, y=null)) == 0
+    assert set(rows) == {2}
+
+
 def test_class_guidance_at_scale_one_is_one_call_of_the_model():
     model = random_model(num_classes=3)
     assert class_guided(model, 1, 3) is model

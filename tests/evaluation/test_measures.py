@@ -91,7 +91,7 @@ def test_identical_folders_have_no_distance_and_an_unbiased_one_below_zero(films
 def test_figure_brings_its_counts_protocol_interval_and_floor(films, tmp_path):
     (fvd,) = measured("fvd", setting(tmp_path, films / "a", films / "b", num=7))[0].values()
     assert (fvd.fake, fvd.real) == (7, 7) and fvd.low < fvd.value < fvd.high
-    assert fvd.reference_is == "real against real, 3 clips a side" and "no confidence interval" in fvd.interval
+    assert fvd.reference_is == "real against real, 5 clips a side" and "no confidence interval" in fvd.interval
     assert "antialias False" in fvd.protocol and "nuclear norm" in fvd.protocol
 
 
@@ -115,6 +115,37 @@ def test_fewer_clips_than_an_interval_needs_are_refused_before_features_are_comp
     with pytest.raises(ValueError, match="gives 3 clips, and distances need 4; give more, or a --num of at least 4"):
         measured(name, setting(tmp_path / "cache", films / "a", films / "b", num=3))
     assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_real_against_real_has_as_many_clips_a_side_as_the_figure_where_the_folder_has_twice_as_many(films, tmp_path):
+    where = setting(tmp_path, films / "a", films / "b", num=4)
+    (fvd,) = measured("fvd", where)[0].values()
+    assert (fvd.fake, fvd.real, fvd.reference_is) == (4, 4, "real against real, 4 clips a side")
+    assert {name: len(found.features) for name, found in where.extracted.items()} == {
+        "fake i3d": 4, "real i3d": 4, "real against real i3d": 8}  # fmt: skip
+
+
+def test_real_against_real_takes_no_second_window_of_the_videos_judged(films, tmp_path):
+    """Windows of a video are alike: one on either side would bring real and real together."""
+    where = setting(tmp_path / "cache", films / "a", place(tmp_path / "long", *range(4), frames=32), num=4)
+    (fvd,) = measured("fvd", where)[0].values()
+    assert set(where.extracted) == {"fake i3d", "real i3d"} and fvd.reference_is.endswith("2 clips a side")
+
+
+@pytest.mark.parametrize("name", ["fvd", "kvd", "fad"])
+def test_distance_of_films_that_may_be_real_warns_with_real_against_real_and_that_of_others_does_not(
+    films, tmp_path, name
+):
+    for figure in measured(name, setting(tmp_path, films / "a", films / "b"))[0].values():
+        assert figure.warning.startswith(f"{figure.name} {figure.value:.4g} ({figure.low:.4g} to")
+        assert f"real against real, 5 clips a side, is {figure.reference:.4g}; give more clips" in figure.warning
+    apart, _ = measured(name, setting(tmp_path, films / "bright", films / "b"))
+    assert not any(figure.warning for key, figure in apart.items() if key != "FAD compat")
+
+
+def test_distance_of_a_handful_of_clips_warns_however_large_it_is(films, tmp_path):
+    (fvd,) = measured("fvd", setting(tmp_path, films / "bright", films / "b", num=7))[0].values()
+    assert fvd.low > fvd.reference and "of 7 clips says nothing" in fvd.warning
 
 
 # -------------------------------------------------------------------------------------------------------------- notes

@@ -163,6 +163,16 @@ def test_equal_names_pair_and_the_others_by_order(tmp_path):
     assert found == {("c.mp4", "c.mp4"), ("x.mp4", "x.mp4"), ("b.mp4", "a.mp4")}
 
 
+def test_partners_of_a_smaller_folder_are_not_the_first_of_a_larger_one(tmp_path):
+    """Sorted by name the first eight would be of one class."""
+    a = videos(tmp_path / "a", *(f"generated_{i}.mp4" for i in range(8)))
+    b = videos(tmp_path / "b", *(f"{name}_{i:02d}.mp4" for name in ("blue", "green", "red") for i in range(20)))
+    assert write_study(a, b, tmp_path / "out", 100) == 8
+    pairs = json.loads((tmp_path / "out.key.json").read_text())["pairs"]
+    real = [pair[side]["file"] for pair in pairs for side in ("left", "right") if pair[side]["method"] == "b"]
+    assert {name.partition("_")[0] for name in real} == {"blue", "green", "red"} and len(set(real)) == 8
+
+
 def test_folders_of_equal_name_are_titled_by_their_parents(tmp_path):
     a, b = (videos(tmp_path / name / "samples", "0.mp4") for name in ("ours", "theirs"))
     write_study(a, b, tmp_path / "out", 1)

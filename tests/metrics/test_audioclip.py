@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metrics import weights
 from metrics.audioclip import SOURCE, AudioCLIP, Wavelets, frames, rescaled
+from tests.closeness import assert_close_by_size
 
 SHORT = 1654 + 7 * 561  # samples of 8 frames, for what needs no reference
 HOOKED = ["bn1", "layer1", "att1", "layer2", "att2", "layer3", "att3", "layer4", "att4", "att5", "fc"]
@@ -155,9 +156,9 @@ def test_rescaled_wave_is_that_of_the_reference_to_the_last_bit(wave, metrics_ma
 
 def test_sound_does_not_depend_on_neighbours_or_batch_size(net, short):
     alone = net.embed(short[:1], "sound")
-    assert_near(net.embed(short, "sound")[:1], alone, max_abs=1e-5, rel_l2=1e-5)
+    assert_close_by_size(net.embed(short, "sound")[:1], alone)
     louder = torch.cat([short[:1], 3 * short[1:3]])
-    assert_near(net.embed(louder, "sound")[:1], alone, max_abs=1e-5, rel_l2=1e-5)
+    assert_close_by_size(net.embed(louder, "sound")[:1], alone)
 
 
 def test_compat_depends_on_neighbours_but_not_on_their_order(net, short):
@@ -189,7 +190,7 @@ def test_compat_hears_float32_whatever_the_precision_of_the_wave(net, short):
 def test_channels_are_heard_one_by_one_and_their_pooled_features_summed(net, short, mode):
     both = net.embed(short.view(2, 2, SHORT), mode)  # (B, C, N)
     left, right = (net.embed(short[channel::2], mode) for channel in (0, 1))
-    assert_near(both, left + right - net.fc.bias, max_abs=1e-5, rel_l2=1e-5)
+    assert_close_by_size(both, left + right - net.fc.bias)
     assert torch.equal(net.embed(short[:, None], mode), net.embed(short, mode))
 
 
@@ -222,11 +223,40 @@ def test_order_two_squares_the_spline_of_order_one_sign_and_all():
 
     once, squared = real_part(m=1, fb=2), real_part(m=2, fb=4)  # sinc(2 t), sinc(4 t / 2)^2
     assert once.min() < -0.2
-    torch.testing.assert_close(squared, once**2, atol=1e-7, rtol=0)
+    assert_close_by_size(squared, once**2)
 
 
 def test_no_power_at_all_is_180_decibels_down(net):
     assert net.spectrogram(torch.zeros(1, SHORT)).eq(-180).all()
+
+
+# Sixteen bits
+
+
+def test_floor_is_the_power_that_rounding_to_16_bit_adds(net):
+    rounding = torch.rand(8, SHORT, generator=torch.Generator().manual_seed(0)) - 0.5  # steps of int16
+    power = 10 ** (net.spectrogram(rounding / 32767.5).flatten(1, 2)[..., 1:-1] / 10)  # (8, 1023, frames) all full
+    ratio = power.mean((0, 2)) / net.rounding_power()
+    assert 0.95 < ratio.mean() < 1.05 and 0.4 < ratio.min() and ratio.max() < 2  # 48 frames a bin, exponential
+
+
+def test_sound_hears_nothing_that_no_16_bit_file_can_hold(net, short):
+    """A pause of pure zeros, as a 16-bit file has and a decoder of AAC has not: noise in it, and in all of a clip."""
+    gated = (short[:2] * (torch.arange(SHORT) < 2500)).mul(32768).round() / 32768
+    noise = torch.randn(gated.shape, generator=torch.Generator().manual_seed(0)) / 32768 / 60
+    features = net.embed(gated, "sound")
+    apart = (features[0] - features[1]).norm()
+    for other in (gated + noise, gated + noise * (gated == 0)):
+        assert (net.embed(other, "sound") - features).norm(dim=1).max() < 0.01 * apart
+
+
+def test_sound_hears_the_last_bit_of_a_16_bit_file(net):
+    """The floor is no gate: noise of a step in silence is another sound."""
+    silence = torch.zeros(1, SHORT)
+    last_bit = torch.randint(-1, 2, (1, SHORT), generator=torch.Generator().manual_seed(0)) / 32768
+    floor = net.rounding_power()
+    quiet, heard = (net.spectrogram(rescaled(x * 32768), floor).mean() for x in (silence, last_bit))
+    assert heard - quiet > 3  # dB
 
 
 # Weights

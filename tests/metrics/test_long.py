@@ -17,6 +17,7 @@ from metrics.long import (
     trend,
     window_starts,
 )
+from tests.closeness import assert_close_by_size
 
 
 def between_means(a, b):
@@ -169,7 +170,7 @@ def test_pieces_pushed_one_by_one_give_what_the_whole_video_gives():
     whole.push(frames)
     for piece in frames.split([1, 0, 16, 23]):
         pieces.push(piece)
-    torch.testing.assert_close(pieces.r(), whole.r(), rtol=1e-6, atol=1e-6)
+    assert_close_by_size(pieces.r(), whole.r(), share=1e-6)
 
 
 def test_distance_is_the_rms_of_grey_levels_averaged_over_cells():
@@ -214,9 +215,7 @@ def test_squared_distance_of_lpips_signatures_is_lpips(lpips_net, options):
     x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         expected = net(x[[0, 1, 2]], x[[1, 3, 3]]).flatten().double()
-    torch.testing.assert_close(
-        (signatures[[0, 1, 2]] - signatures[[1, 3, 3]]).square().sum(1), expected, rtol=1e-5, atol=0
-    )
+    assert_close_by_size((signatures[[0, 1, 2]] - signatures[[1, 3, 3]]).square().sum(1), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight:UserWarning")

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.codec import CODECS, PatchPCA, Pixels, load_codec
+from tests.closeness import assert_close_by_size
 
 TINY = {  # constructors of tiny autoencoders, their factor and their latent channels
     "sd-vae": (
@@ -98,9 +99,9 @@ def test_scale_factor_is_inside(pretrained):
         raw, raw_std = encoded.latent_dist.mean, encoded.latent_dist.std
     else:
         raw, raw_std = encoded.latents if name == "taesd" else encoded.latent, torch.zeros(())
-    torch.testing.assert_close(mean[0], raw * model.config.scaling_factor)
-    torch.testing.assert_close(std[0], (raw_std * model.config.scaling_factor).expand_as(raw))
-    torch.testing.assert_close(codec.decode(mean)[0], model.decode(raw).sample.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+    assert_close_by_size(mean[0], raw * model.config.scaling_factor)
+    assert_close_by_size(std[0], (raw_std * model.config.scaling_factor).expand_as(raw))
+    assert_close_by_size(codec.decode(mean)[0], model.decode(raw).sample.clamp(-1, 1))
 
 
 def test_bounded_batches_equal_one_batch(pretrained, fitted):
@@ -111,8 +112,9 @@ def test_bounded_batches_equal_one_batch(pretrained, fitted):
                 inner = getattr(codec, method)
                 patch.setattr(codec, method, lambda x, inner=inner, seen=seen: seen.append(len(x)) or inner(x))
             whole, bounded = codec.encode(clips(), batch_size=10), codec.encode(clips(), batch_size=3)
-            torch.testing.assert_close(bounded, whole, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(codec.decode(whole[0], 3), codec.decode(whole[0], 10), rtol=1e-5, atol=1e-6)
+            for one, other in zip(bounded, whole):  # mean, std
+                assert_close_by_size(one, other)
+            assert_close_by_size(codec.decode(whole[0], 3), codec.decode(whole[0], 10))
         assert seen == [10, 3, 3, 3, 1, 3, 3, 3, 1, 10]
 
 
@@ -170,7 +172,7 @@ def test_frames_made_of_few_patches_are_reconstructed_exactly():
     weights = torch.rand(40, 4, 4, 5, generator=generator) - 0.5
     frames = 0.2 + torch.einsum("nhwk,kcpq->nchpwq", weights, patches).reshape(1, 40, 3, 16, 16)
     codec = PatchPCA.fit(frames, patch=4, channels=5)
-    torch.testing.assert_close(codec.decode(codec.encode(frames)[0]), frames, rtol=0, atol=2e-6)
+    assert_close_by_size(codec.decode(codec.encode(frames)[0]), frames)
 
 
 def test_patch_latents_are_uncorrelated_with_the_asked_std_and_falling_strength(fitted):
@@ -182,7 +184,7 @@ def test_patch_latents_are_uncorrelated_with_the_asked_std_and_falling_strength(
 
 def test_fit_does_not_depend_on_batches_or_the_kind_of_frames(fitted):
     batched = PatchPCA.fit((batch for batch in clips(8, 6).split(3)), patch=4, channels=5)
-    torch.testing.assert_close(batched.basis, fitted.basis, rtol=0, atol=1e-5)
+    assert_close_by_size(batched.basis, fitted.basis)
     pixels = torch.randint(0, 256, (20, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     from_bytes = PatchPCA.fit(pixels, patch=4, channels=5)
     from_floats = PatchPCA.fit(pixels.movedim(-1, -3).double() / 127.5 - 1, patch=4, channels=5)
