@@ -29,5 +29,5 @@ def choose(items: Sequence, num: int, seed: int, content: Callable, group: Calla
 
 def _two(seed: int, content: str) -> tuple[float, float]:
     """Two numbers in [0, 1), as good as independent."""
-    digest = sha256(f"{seed} {content}".encode()).digest()
+    digest = sha256(f"{seed} {content}".encode(errors="surrogateescape")).digest()  # names of files need not be UTF-8
     return tuple(int.from_bytes(half) / 2**128 for half in (digest[:16], digest[16:]))

@@ -56,3 +56,8 @@ def test_inside_a_group_the_choice_is_random_and_the_seed_draws_another(items):
     choices = [taken(items, 8, seed) for seed in range(4)]
     assert len({tuple(choice) for choice in choices}) == 4
     assert all(choice != items[:8] for choice in choices) and taken(items, 8, seed=2) == choices[2]
+
+
+def test_content_may_be_a_file_name_that_is_not_utf8():
+    names = ["caf\udce9.wav", "a.wav", "b.wav"]
+    assert set(choose(names, 2, 0, str)) < set(names) and choose(names, 3, 0, str) == names
