@@ -22,10 +22,10 @@ from data.av.media import (
     stream_of,
     tells_decoding_only,
 )
-from data.av.pixels import pixels
+from data.av.pixels import Screen
 from data.av.probe import probe
 
-Picture = tuple[av.VideoFrame, av.VideoStream]
+Picture = tuple[av.VideoFrame, Screen]
 
 
 def iter_frames(path: str | Path, fps: float = 10, start: int = 0, count: int | None = None) -> Iterator[Tensor]:
@@ -36,8 +36,8 @@ def iter_frames(path: str | Path, fps: float = 10, start: int = 0, count: int | 
     """
     count = probe(path).frames(fps) - start if count is None else count
     given = 0
-    for shown in islice(select_frames(_pictures(path, fps, start), fps, start), count):
-        yield torch.from_numpy(pixels(*shown))
+    for frame, screen in islice(select_frames(_pictures(path, fps, start), fps, start), count):
+        yield torch.from_numpy(screen.pixels(frame))
         given += 1
     if given < count:
         raise MediaError(
@@ -66,9 +66,9 @@ def _pictures(path: str | Path, fps: float, start: int) -> Iterator[tuple[Fracti
                 yield from _pictures(path, fps, 0)
                 return
             timed = chain([first], timed)
-        frame = None
+        frame, screen = None, Screen(film.video)
         for begin, frame in timed:
-            yield begin, (frame, film.video)
+            yield begin, (frame, screen)
         if frame is not None:
             yield grid_length(float(film.end(begin, frame)), float(rate_of(film.video)), fps) / Fraction(fps), None
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from av.video.reformatter import ColorTrc
+from av.video.reformatter import ColorTrc, VideoReformatter
 
 from data.av.media import MediaError
 
@@ -12,19 +12,26 @@ HDR = {ColorTrc.SMPTE2084: "PQ", ColorTrc.ARIB_STD_B67: "HLG"}
 ANAMORPHIC = 8  # a pixel is at most this much wider than high, or the reverse; beyond, its shape is damage
 
 
-def pixels(frame: av.VideoFrame, video: av.VideoStream) -> np.ndarray:
-    """Pixels of a picture of the stream `video`, uint8 (H,W,3), in memory of their own.
+class Screen:
+    """Shows the pictures of one video stream; it keeps what scales them, which costs more to make than to use."""
 
-    Raises:
-        MediaError: the picture is HDR.
-    """
-    if frame.color_trc in HDR:
-        raise MediaError(
-            f"{video.container.name} is an HDR video ({HDR[frame.color_trc]}), whose colours would come out wrong; "
-            f"convert it to SDR first with the command in docs/media.md"
-        )
-    stored = frame.to_ndarray(format="rgb24", width=_square(frame.width, video.sample_aspect_ratio))
-    return _upright(stored, frame.side_data.get("DISPLAYMATRIX")).copy()
+    def __init__(self, video: av.VideoStream):
+        self._video, self._scaler = video, VideoReformatter()
+
+    def pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """Pixels of a picture of the stream, uint8 (H,W,3), in memory of their own.
+
+        Raises:
+            MediaError: the picture is HDR.
+        """
+        if frame.color_trc in HDR:
+            raise MediaError(
+                f"{self._video.container.name} is an HDR video ({HDR[frame.color_trc]}), whose colours would come out "
+                f"wrong; convert it to SDR first with the command in docs/media.md"
+            )
+        width = _square(frame.width, self._video.sample_aspect_ratio)
+        stored = self._scaler.reformat(frame, format="rgb24", width=width).to_ndarray()
+        return _upright(stored, frame.side_data.get("DISPLAYMATRIX")).copy()
 
 
 def _square(width: int, aspect: Fraction | None) -> int:

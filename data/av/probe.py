@@ -20,7 +20,7 @@ from data.av.media import (
     stream_of,
     streams_of,
 )
-from data.av.pixels import pixels
+from data.av.pixels import Screen
 
 KINDS = {"video": "picture", "audio": "sound"}
 CUT = 0.5  # s; a file that ends this much before its header says is cut
@@ -70,7 +70,7 @@ def probe(path: str | Path) -> MediaInfo:
         picture = next(container.decode(video), None)
         if picture is None:
             raise MediaError(f"{path} has a video stream without a single picture; encode it again or remove it")
-        height, width = pixels(picture, video).shape[:2]
+        height, width = Screen(video).pixels(picture).shape[:2]
         seconds, gaps = _seconds(path, "video")
         return MediaInfo(
             path=Path(path),
