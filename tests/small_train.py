@@ -1,18 +1,40 @@
-"""train.py with one preset more, which is small enough for tests."""
+"""train.py with one preset more, which is small enough for tests, and no time spent on what its device can do.
 
+Where LINGERS is a step, the process waits a while after it, so that a test strikes it there.
+"""
+
+import os
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
 from models import FLAV_presets
+from pipeline import ceiling
+from pipeline.storage import Journal
 
-SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], "hidden_size": 32, "num_heads": 2}}
+SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], "hidden_size": 32, "depth": 2, "num_heads": 2}}
+LINGERS = int(os.environ.get("LINGERS", 0))
+SECONDS = 2
+
+
+def lingering(write):
+    """Lines of the log, after one of which the process waits."""
+
+    def written(self, record):
+        write(self, record)
+        if record["step"] == LINGERS:
+            time.sleep(SECONDS)
+
+    return written
 
 
 def main() -> None:
     FLAV_presets.update(SMALL)
+    ceiling.matmul_ceiling = lambda *args, **how: 1e11
+    Journal.write = lingering(Journal.write)
     train.main(sys.argv[1:])
 
 
