@@ -28,10 +28,12 @@ from tests.closeness import assert_close_by_size
 from tests.gaps import write_jumping
 from tests.kills import kill_when
 from tests.processes import Script, run_ranks
+from tests.small_prepare import SHOWN
 from vocoder import GriffinLim, log_mel, to_model
 
 FRAMES = BLOCK + 8  # of the videos: two blocks each
 DIFFERENT = {"report.json"}  # from run to run: it has times
+SHEET = {"contact_sheet.png"}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,22 @@ def balls(tmp_path_factory):
 @pytest.fixture
 def videos(balls, tmp_path):
     return shutil.copytree(balls, tmp_path / "videos")
+
+
+@pytest.fixture
+def few(videos):
+    """Two training videos, of two classes."""
+    for path in ("test", "train/green"):
+        shutil.rmtree(videos / path)
+    (videos / "train" / "blue" / "ball_00003.mp4").unlink()
+    return videos
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_sheet():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "SHOWN", SHOWN)
+        yield
 
 
 @pytest.fixture
@@ -66,6 +84,20 @@ def run(data, out, *more):
 @pytest.fixture(scope="module")
 def folder(balls, tmp_path_factory):
     return run(balls, tmp_path_factory.mktemp("prepared") / "new" / "folder")
+
+
+@pytest.fixture
+def out(folder, tmp_path):
+    """A prepared folder that a test may change."""
+    return shutil.copytree(folder, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def fitted(balls, tmp_path_factory):
+    """Latents of a codec that was fitted to the videos."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+        return run(balls, tmp_path_factory.mktemp("fitted"), "--codec=patch-pca", "--image-size=32")
 
 
 def files(folder):
@@ -154,27 +186,26 @@ def test_report_is_of_every_file_of_each_data_set_and_says_what_it_covers(folder
     assert report["psnr_db"] == report["quality"]["train"]["psnr_db"] and report["cpu_share"] > 0
 
 
-def test_reported_quality_is_that_of_the_stored_numbers(balls, tmp_path, no_sheet):
-    out = run(balls, tmp_path, "--codec=patch-pca", "--image-size=32")
-    codec, found = AVCodec.load(out / "pipeline"), []
+def test_reported_quality_is_that_of_the_stored_numbers(balls, fitted):
+    codec, found = AVCodec.load(fitted / "pipeline"), []
     data = ClipDataset(balls, image_size=32, context=AVCodec.context)
     codec.spec = replace(codec.spec, audio_scale=1.0)
     for i, entry in enumerate(data.entries):
-        stored, video = load_file(out / "train" / f"{entry.path}.safetensors"), data.file(i)
+        stored, video = load_file(fitted / "train" / f"{entry.path}.safetensors"), data.file(i)
         middle = slice((BLOCK - WINDOW) // 2, (BLOCK + WINDOW) // 2)  # of the first block of two
         decoded = codec.frames.decode(stored["mean"][None, middle].float())[0]
         psnr = 10 * math.log10(4 / (decoded - video["frames"][middle]).square().mean().item())
         off = (stored["mel"].float() - codec.encode_sound(video["wave"][None])[0]).abs()
         found.append((psnr, off.mean().item() * MEL_DB, off.max().item() * MEL_DB))
-    report, psnrs = json.loads((out / "report.json").read_text())["quality"]["train"], [row[0] for row in found]
+    report, psnrs = json.loads((fitted / "report.json").read_text())["quality"]["train"], [row[0] for row in found]
     assert report["psnr_db"] == pytest.approx(sum(psnrs) / 5) and report["psnr_least_db"] == pytest.approx(min(psnrs))
     assert report["psnr_least_of"] == data.entries[psnrs.index(min(psnrs))].path
     assert report["mel_mean_db"] == pytest.approx(sum(row[1] for row in found) / 5, rel=1e-3)
     assert report["mel_max_db"] == pytest.approx(max(row[2] for row in found), rel=1e-2)
 
 
-def test_fitted_codec_is_stored_and_an_error_of_one_grey_level_shows(balls, tmp_path, no_sheet):
-    run(balls, tmp_path, "--codec=patch-pca", "--image-size=32")
+def test_fitted_codec_is_stored_and_an_error_of_one_grey_level_shows(balls, fitted, tmp_path):
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
     codec = AVCodec.load(tmp_path / "pipeline")
     assert (
         isinstance(codec.frames, PatchPCA) and 15 < json.loads((tmp_path / "report.json").read_text())["psnr_db"] < 60
@@ -187,9 +218,10 @@ def test_fitted_codec_is_stored_and_an_error_of_one_grey_level_shows(balls, tmp_
         run(balls, tmp_path, "--codec=patch-pca", "--image-size=32")
 
 
-def test_class_folders_can_be_ignored(balls, tmp_path, no_sheet):
-    data = PreparedDataset(run(balls, tmp_path, "--num-classes", 0))
-    assert data.class_names == () and data[0]["y"] == -1 and AVSpec.load(tmp_path / "pipeline").class_names == ()
+def test_class_folders_can_be_ignored(few, tmp_path, no_sheet):
+    out = tmp_path / "out"
+    data = PreparedDataset(run(few, out, "--num-classes", 0))
+    assert data.class_names == () and data[0]["y"] == -1 and AVSpec.load(out / "pipeline").class_names == ()
 
 
 # -------------------------------------------------------------------------------------------- blocks of a long file
@@ -249,15 +281,15 @@ def test_second_run_writes_nothing_and_says_so(folder, balls, capsys):
     assert out.count("\n") == 1 and "7 files, 1.0 MB, skipped none; all" in out and "nothing is written" in out
 
 
-def test_first_run_says_what_it_did_in_one_line(videos, tmp_path, capsys, no_sheet):
-    (videos / "train" / "red" / "broken.mp4").write_bytes(b"no video")
-    run(videos, tmp_path / "out")
+def test_first_run_says_what_it_did_in_one_line(few, tmp_path, capsys, no_sheet):
+    (few / "train" / "red" / "broken.mp4").write_bytes(b"no video")
+    run(few, tmp_path / "out")
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and "7 files, 1.0 MB, skipped 1 unreadable; encoded 7 in" in out and "CPU" in out
+    assert out.count("\n") == 1 and "2 files, 0.3 MB, skipped 1 unreadable; encoded 2 in" in out and "CPU" in out
 
 
 def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tmp_path):
-    child = Script("prepare.py", *argv(balls, tmp_path))
+    child = Script("tests/small_prepare.py", *argv(balls, tmp_path))
     assert kill_when(child, lambda: len(list(tmp_path.glob("train/*/ball*.safetensors"))) > 1)
     assert not is_prepared(tmp_path)
     kept = {path: made for path, made in modified(tmp_path).items() if Path(path).name.startswith("ball")}
@@ -270,7 +302,7 @@ def test_killed_run_goes_on_to_the_files_of_an_undisturbed_one(folder, balls, tm
 
 
 def test_two_processes_make_the_files_of_one_to_the_byte(folder, balls, tmp_path):
-    first, second = run_ranks(2, "prepare.py", *argv(balls, tmp_path))
+    first, second = run_ranks(2, "tests/small_prepare.py", *argv(balls, tmp_path))
     assert_same(folder, tmp_path)
     assert "| 4/4 [" in first.said and first.printed.count("\n") == 1 and "encoded 7" in first.printed
     assert not second.printed
@@ -280,9 +312,8 @@ def test_two_processes_make_the_files_of_one_to_the_byte(folder, balls, tmp_path
 # -------------------------------------------------------------------------------------------------- changing sources
 
 
-def test_changed_new_and_removed_videos_lead_to_the_folder_of_a_fresh_run(videos, tmp_path, no_sheet):
-    out, train = run(videos, tmp_path / "out"), videos / "train"
-    before = modified(out)
+def test_changed_new_and_removed_videos_lead_to_the_folder_of_a_fresh_run(videos, out, tmp_path, no_sheet):
+    before, train = modified(out), videos / "train"
     shutil.copy(train / "red" / "ball_00002.mp4", train / "blue" / "ball_00000.mp4")
     (train / "green" / "ball_00004.mp4").unlink()
     shutil.copytree(train / "red", train / "violet")
@@ -298,29 +329,25 @@ def test_changed_new_and_removed_videos_lead_to_the_folder_of_a_fresh_run(videos
     assert len(PreparedDataset(out).entries) == 4
 
 
-def test_damaged_latents_are_made_again(videos, tmp_path, no_sheet):
-    out = run(videos, tmp_path / "out")
-    kept = shutil.copytree(out, tmp_path / "kept")
+def test_damaged_latents_are_made_again(folder, balls, out, no_sheet):
     for path, data in (("blue/ball_00000", b""), ("red/ball_00002", b"x" * 100)):
         (out / "train" / f"{path}.mp4.safetensors").write_bytes(data)
     (out / "train" / "green" / "ball_00001.mp4.safetensors").unlink()
-    run(videos, out)
-    assert_same(kept, out)
+    run(balls, out)
+    assert_same(folder, out, SHEET)
     assert json.loads((out / "report.json").read_text())["encoded"] == 3
 
 
-def test_flipped_bit_stops_training_and_only_that_file_is_mended(videos, tmp_path, no_sheet):
-    out = run(videos, tmp_path / "out")
-    kept, before = shutil.copytree(out, tmp_path / "kept"), modified(out)
-    path = out / "train" / "red" / "ball_00002.mp4.safetensors"
+def test_flipped_bit_stops_training_and_only_that_file_is_mended(folder, balls, out, no_sheet):
+    before, path = modified(out), out / "train" / "red" / "ball_00002.mp4.safetensors"
     data = bytearray(path.read_bytes())
     data[-1000] ^= 4
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"ball_00002\.mp4\.safetensors is damaged .*; run prepare\.py again"):
         clips = PreparedDataset(out)
         [clips[i] for i in range(len(clips))]
-    run(videos, out)
-    assert_same(kept, out)
+    run(balls, out)
+    assert_same(folder, out, SHEET)
     now, latents = modified(out), [name for name in before if name.endswith(".mp4.safetensors")]
     assert [name for name in latents if now[name] != before[name]] == ["train/red/ball_00002.mp4.safetensors"]
 
