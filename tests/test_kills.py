@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -150,17 +151,29 @@ def test_clock_that_jumps_back_an_hour_again_and_again_changes_nothing(balls, tm
         assert_same(tmp_path / "steady" / part, tmp_path / "jumping" / part)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Videos, their latents, and runs of two and of three steps."""
+    root = tmp_path_factory.mktemp("made")
+    write_dataset(root / "data", train=2, test=1, frames=12)
+    for steps in (2, 3):
+        short(root / "data", root / f"run_{steps}", steps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+        prepare.main([*flags(data_path=root / "data", out=root / "latents", **ENCODING), "--device=cpu"])
+    return root
+
+
 @pytest.mark.parametrize("seconds", [0, 2**32])
-def test_times_of_files_do_not_decide_which_checkpoint_or_latents_are_read(tmp_path, monkeypatch, seconds):
+def test_times_of_files_do_not_decide_which_checkpoint_or_latents_are_read(made, tmp_path, monkeypatch, seconds):
     """The newest checkpoint seems the oldest, or all of the next century."""
     monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
-    write_dataset(data := tmp_path / "data", train=2, test=1, frames=12)
-    run, out = short(data, tmp_path / "run", 2), tmp_path / "latents"
-    prepare.main([*flags(data_path=data, out=out, **ENCODING), "--device=cpu"])
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    data, run, out = (tmp_path / name for name in ("data", "run_2", "latents"))
     for path in (*out.rglob("*"), run / "checkpoints" / "step_0000002", *(run / "checkpoints").rglob("step_0000002/*")):
         os.utime(path, (seconds, seconds))
     before = contents(out)
     prepare.main([*flags(data_path=data, out=out, **ENCODING), "--device=cpu"])
     assert contents(out) == before and {path.stat().st_mtime for path in out.rglob("*.safetensors")} == {seconds}
-    assert_same(short(data, run, 3) / "export", short(data, tmp_path / "other", 3) / "export")
+    assert_same(short(data, run, 3) / "export", tmp_path / "run_3" / "export")
     assert [record["step"] for record in log_of(run)] == [1, 2, 3]

@@ -100,7 +100,7 @@ def state(experiment, step=STEPS) -> dict[str, torch.Tensor]:
 
 def furthest(one: dict, two: dict) -> float:
     """The largest difference between two sets of tensors of the same names and shapes."""
-    assert one.keys() == two.keys() and len(one) > 100
+    assert one.keys() == two.keys() and len(one) > 80
     assert [name for name in one if one[name].shape != two[name].shape] == []
     return max((one[name] - two[name]).abs().max().item() for name in one)
 
@@ -213,9 +213,9 @@ def test_every_block_is_a_unit_and_every_process_holds_its_share_of_everything(s
     ranks = held(sharded)
     assert [rank["world"] for rank in ranks] == [2, 2]
     for rank in ranks:
-        assert rank["units"] == ["", "blocks.0", "blocks.1", "blocks.2"]
+        assert rank["units"] == ["", "blocks.0", "blocks.1"]
         for kind in ("weights", "averages", "moments"):
-            assert rank[kind].keys() == rank["weights"].keys() and len(rank[kind]) > 100
+            assert rank[kind].keys() == rank["weights"].keys() and len(rank[kind]) > 80
             assert all(total > 0 for _, total in rank[kind].values())  # -1 where it is not in shards
             here, total = (sum(sizes) for sizes in zip(*rank[kind].values()))
             assert here == pytest.approx(total / 2, rel=1e-2)

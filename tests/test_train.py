@@ -230,15 +230,21 @@ def killed(balls, tmp_path_factory):
     return experiment, text, run(*command)
 
 
+@pytest.fixture(scope="module")
+def ended(killed):
+    """The state in which it ended."""
+    return state(killed[0], 9)
+
+
 def test_kill_struck_between_checkpoints(killed):
     assert LINGERS <= killed[1].count("\n") < 6
 
 
-def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(killed, balls, tmp_path):
+def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(killed, ended, balls, tmp_path):
     experiment, _, again = killed
     assert again.poll() == 0, again.said
     train.main(argv(balls, tmp_path, *LONG))
-    assert_same(state(experiment, 9), state(tmp_path, 9))
+    assert_same(ended, state(tmp_path, 9))
     assert losses(experiment) == losses(tmp_path)
 
 
@@ -273,7 +279,7 @@ def test_resuming_with_other_facts_is_refused_in_one_sentence(finished, balls, c
     assert (finished[0] / "log.jsonl").read_text() == before
 
 
-def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_weights(killed, balls, tmp_path):
+def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_weights(ended, balls, tmp_path):
     told = Script("tests/small_train.py", *argv(balls, tmp_path, *LONG), LINGERS=LINGERS)
     told.until(lambda: lines(tmp_path / "log.jsonl") >= LINGERS)
     told.send_signal(signal.SIGTERM)
@@ -281,14 +287,14 @@ def test_sigterm_leaves_a_checkpoint_and_the_same_command_goes_on_to_the_same_we
     stopped = checkpoints(tmp_path)[-1].name
     assert int(stopped[5:]) < 9 and (tmp_path / "export/model.safetensors").exists()
     train.main(argv(balls, tmp_path, *LONG))
-    assert_same(state(tmp_path, 9), state(killed[0], 9))
+    assert_same(state(tmp_path, 9), ended)
     assert [record["step"] for record in log_of(tmp_path)] == list(range(1, 10))
 
 
 @pytest.mark.parametrize(
     "names", [("model.safetensors", "optimizer.bin"), ("custom_checkpoint_0.pkl", "facts.json")], ids="-".join
 )
-def test_damaged_newest_checkpoints_give_way_to_the_one_before(killed, balls, tmp_path, caplog, names):
+def test_damaged_newest_checkpoints_give_way_to_the_one_before(killed, ended, balls, tmp_path, caplog, names):
     for folder in ("pipeline", "checkpoints"):
         shutil.copytree(killed[0] / folder, tmp_path / folder)
     _, *newest = checkpoints(tmp_path)
@@ -298,7 +304,7 @@ def test_damaged_newest_checkpoints_give_way_to_the_one_before(killed, balls, tm
         (folder / name).write_bytes(damaged)
     train.main(argv(balls, tmp_path, *LONG))
     assert all(f"{folder} is damaged" in caplog.text for folder in newest) and "steps 3 to 9" in caplog.text
-    assert_same(state(tmp_path, 9), state(killed[0], 9))
+    assert_same(state(tmp_path, 9), ended)
 
 
 def test_no_checkpoint_that_is_whole_is_one_sentence(killed, balls, tmp_path, capsys):
@@ -417,8 +423,8 @@ def test_run_begins_with_the_codec_and_weights_of_another_and_keeps_what_is_froz
 
 def test_fresh_model_more_than_halves_its_loss_on_two_clips(tmp_path):
     write_dataset(tmp_path / "two", train=2, test=0, frames=10)
-    train.main(argv(tmp_path / "two", tmp_path / "run", "--cache-latents", "--batch-size", 4, "--max-steps", 60,
-                    "--lr", 1e-3, "--log-every", 20))  # fmt: skip
+    train.main(argv(tmp_path / "two", tmp_path / "run", "--cache-latents", "--batch-size", 4, "--max-steps", 36,
+                    "--lr", 2e-3, "--log-every", 12))  # fmt: skip
     log = log_of(tmp_path / "run")
     for name in ("loss", "loss_video", "loss_audio"):
         assert log[-1][name] < 0.5 * log[0][name]

@@ -39,14 +39,21 @@ def mute(path, frames=14):
         container.mux(stream.encode(None))
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
     """Two classes, three files with 14, 10 and 12 frames; one class is missing in test."""
-    video(tmp_path / "train" / "ball" / "b.mp4", 14, 1)
-    video(tmp_path / "train" / "ball" / "a.mp4", 10, 2)
-    video(tmp_path / "train" / "car" / "c.mp4", 12, 3)
-    video(tmp_path / "test" / "car" / "d.mp4", 11, 4)
-    return tmp_path
+    root = tmp_path_factory.mktemp("written")
+    video(root / "train" / "ball" / "b.mp4", 14, 1)
+    video(root / "train" / "ball" / "a.mp4", 10, 2)
+    video(root / "train" / "car" / "c.mp4", 12, 3)
+    video(root / "test" / "car" / "d.mp4", 11, 4)
+    return root
+
+
+@pytest.fixture
+def root(written, tmp_path):
+    """A copy of them that a test may change."""
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def small(root, **options):
