@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # torch loads where tensors are made: --help must be instant
 
 FPS = 10
 SIZE = 64  # px, height and width
-EMPTY = np.where(np.arange(SIZE) < 60, 24, 70)[:, None, None]  # (64,1,1) grey levels: background, floor from row 60
+EMPTY = np.where(np.arange(SIZE) < 60, 24, 70).astype(np.int32)[
+    :, None, None
+]  # (64,1,1) grey levels: background, floor from row 60
 RADIUS, COLUMN, LOWEST_ROW = 8, 32, 52  # px; at row 52 the ball touches the floor
 FALLS_UP = {"bounce": False, "balloon": True}  # by motion
 PEAK, ATTACK, DECAY, FADE, END = 0.95, 0.002, 0.06, 0.3, 0.4  # of a ping: amplitude, then seconds
@@ -144,7 +146,7 @@ def ball_height(frames: ArrayLike) -> NDArray:
     It is the centroid row of what differs from the empty scene. Frames without a ball are interpolated from their
     neighbours; a clip without any is nan throughout.
     """
-    weight = _foreground(frames).sum(-1)  # (T,H,W)
+    weight = _light(_foreground(frames))  # (T,H,W)
     mass = weight.sum((1, 2))
     seen = mass > 0
     if not seen.any():
@@ -216,8 +218,14 @@ def _foreground(frames: ArrayLike) -> NDArray:
             f"the detectors know this scene at this size only"
         )
     difference = np.abs(np.asarray(frames).astype(np.int32) - EMPTY)
-    difference *= difference.sum(-1, keepdims=True) >= 90
+    difference *= (_light(difference) >= 90)[..., None]
     return difference * (difference.sum((1, 2, 3), keepdims=True) >= 1800)
+
+
+def _light(difference: NDArray) -> NDArray:
+    """(...,3) -> (...): the sum of the channels, several times as fast as along an axis of 3."""
+    red, green, blue = np.moveaxis(difference, -1, 0)
+    return red + green + blue
 
 
 def _hop(sample_rate: int) -> int:

@@ -8,7 +8,6 @@ from math import ceil, pi
 from typing import Literal
 
 import torch
-from scipy.signal import get_window
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +15,7 @@ SOURCE = "https://github.com/AndreyGuzhov/AudioCLIP/releases (AudioCLIP-Full-Tra
 SAMPLE_RATE = 44100  # Hz
 N_FFT, WINDOW, HOP = 2048, 1654, 561  # samples
 BANDS, BINS = 3, 341  # channels of the image, and rows in each: 1023 of N_FFT // 2 + 1 frequencies
+BLACKMAN_HARRIS = (0.35875, 0.48829, 0.14128, 0.01168)  # coefficients of the window
 SILENCE = 1e-18  # power that stands for none at all: -180 dB
 FULL_SCALE = 32768  # of int16
 STEP = 2 / 65535  # of int16 after `rescaled`
@@ -26,7 +26,8 @@ class AudioCLIP(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("window", torch.from_numpy(get_window("blackmanharris", WINDOW)).float())
+        window = torch.signal.windows.general_cosine(WINDOW, a=BLACKMAN_HARRIS, sym=False, dtype=torch.float64)
+        self.register_buffer("window", window.float())
         self.conv1 = nn.Conv2d(BANDS, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = Norm(64)
         self.layer1, self.att1 = _stage(64, 256, blocks=3, stride=1), Gate(64, 256, (3, 1))

@@ -33,9 +33,8 @@ def place(folder, *seeds, shift=0.0, frames=16, size=16, fps=10):
         rng = torch.Generator().manual_seed(seed)
         cell = (90 + shift + 30 * torch.randn(1, 4, 4, 3, generator=rng)).clamp(0, 255).byte()
         still = cell.repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)
-        write_clip(
-            folder / f"{seed:03d}.mp4", still.repeat(frames, 1, 1, 1), 0.1 * torch.randn(99999, generator=rng), fps
-        )
+        wave = 0.1 * torch.randn(frames * 16000 // fps, generator=rng)
+        write_clip(folder / f"{seed:03d}.mp4", still.repeat(frames, 1, 1, 1), wave, fps)
     return folder
 
 
@@ -387,20 +386,16 @@ def test_sweep_measures_each_value_against_its_seconds(films, tmp_path, monkeypa
         (folder / "run.json").write_text(json.dumps({"seconds": 4.0 * int(value), "made": 8}))
 
     monkeypatch.setattr(evaluate, "sampled", sampled)
-    sweep = ("--sweep", "num_timesteps", 1, 2, 5, "--model-ckpt", "runs/x", "--metrics", "fvd", "kvd")
+    sweep = ("--sweep", "num_timesteps", 1, 4, "--model-ckpt", "runs/x", "--metrics", "fvd", "kvd")
     evaluate.main(argv(films, tmp_path / "out", *sweep, fake=None))
     found = json.loads((tmp_path / "out" / "sweep.json").read_text())
-    assert made == [("num-timesteps", "1"), ("num-timesteps", "2"), ("num-timesteps", "5")]
-    assert [(row["num-timesteps"], row["seconds_per_clip"]) for row in found["rows"]] == [
-        ("1", 0.5),
-        ("2", 1),
-        ("5", 2.5),
-    ]
+    assert made == [("num-timesteps", "1"), ("num-timesteps", "4")]
+    assert [(row["num-timesteps"], row["seconds_per_clip"]) for row in found["rows"]] == [("1", 0.5), ("4", 2)]
     fvd = [figures(row)["FVD"]["value"] for row in found["rows"]]
-    assert fvd[0] > fvd[1] > fvd[2] and all(RANDOM in figures(row)["KVD"]["note"] for row in found["rows"])
+    assert fvd[0] > 2 * fvd[1] and all(RANDOM in figures(row)["KVD"]["note"] for row in found["rows"])
     assert (tmp_path / "out" / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
-        f"num-timesteps {value}" for value in (1, 2, 5)
+        f"num-timesteps {value}" for value in (1, 4)
     ]
 
 

@@ -36,16 +36,26 @@ def truths(memory, clips):
 
 
 @pytest.fixture(scope="module")
+def half(truths):
+    """Those that are enough where nothing is left to chance."""
+    return truths[:12]
+
+
+@pytest.fixture(scope="module")
 def strangers(memory):
     """Other balls than those of `clips`, of any colour: what a model shows that has forgotten."""
     return [memory.truth(draw_clip(7, int(i))) for i in np.random.default_rng(0).integers(0, 10**6, 40)]
 
 
 def films(memory, truths, goes_on, extra=0):
-    """A film of each clip and length; goes_on(k, i, hidden): frames of film k of clip i, from behind the curtain."""
+    """A film of each clip and length; goes_on(k, i, hidden): frames of film k of clip i, from behind the curtain.
+
+    It ends two frames after those that are judged.
+    """
     made = []
     for k, (hidden, i) in enumerate((h, i) for h in memory.LENGTHS for i in range(len(truths))):
-        frames, up = goes_on(k, i, hidden + extra).copy(), memory.PAST + hidden + extra
+        up = memory.PAST + hidden + extra
+        frames = goes_on(k, i, hidden + extra)[: up + memory.JUDGED + 2].copy()
         frames[memory.PAST : up] = memory.CURTAIN
         made.append(memory.Shown(i, memory.PAST + hidden, frames))
     return made
@@ -107,32 +117,34 @@ def test_model_that_forgets_scores_about_chance(memory, truths, strangers):
     assert r["error"]["value"] == pytest.approx(r["error"]["chance"], abs=0.4) and r["error"]["interval"][0] > 1.5
 
 
-def test_memory_that_ends_with_the_window_shows_between_7_and_8_hidden_frames(memory, truths, strangers):
+def test_memory_that_ends_with_the_window_shows_between_7_and_8_hidden_frames(memory, half, strangers):
     def goes_on(k, i, hidden):
-        return (truths[i] if hidden < 8 else strangers[k % 40]).frames
+        return (half[i] if hidden < 8 else strangers[k % 40]).frames
 
-    hidden = memory.judge(films(memory, truths, goes_on), truths)["hidden"]
+    hidden = memory.judge(films(memory, half, goes_on), half)["hidden"]
     assert hidden["1-7"]["colour"]["value"] == 1 and hidden["1-7"]["f1"]["value"] == 1
     assert hidden["8+"]["colour"]["value"] < 0.5 and hidden["8+"]["f1"]["value"] < 0.5
 
 
-def test_colour_without_phase_is_told_apart(memory, clips, truths):
+def test_colour_without_phase_is_told_apart(memory, half):
+    clips = [one.clip for one in half]
     late = [memory.truth(replace(clip, phase=(clip.phase + 0.5) % 1)) for clip in clips]
-    r = memory.judge(films(memory, truths, lambda k, i, hidden: late[i].frames), truths)["all"]
+    r = memory.judge(films(memory, half, lambda k, i, hidden: late[i].frames), half)["all"]
     assert r["colour"]["value"] == 1 and r["f1"]["value"] == 0
     assert r["error"]["value"] == pytest.approx(np.mean([clip.period for clip in clips]) / 2, abs=0.2)
 
 
-def test_error_is_the_time_by_which_the_ball_is_early_or_late(memory, clips, truths):
+def test_error_is_the_time_by_which_the_ball_is_early_or_late(memory, half):
+    clips = [one.clip for one in half]
     early = [(-2, 1.5)[i % 2] / clip.period for i, clip in enumerate(clips)]  # periods
     moved = [memory.truth(replace(clip, phase=(clip.phase + e) % 1)) for clip, e in zip(clips, early)]
-    shown = films(memory, truths, lambda k, i, hidden: moved[i].frames)[:24]
-    errors = [memory.bounce_error(memory.find_return(film), truths[film.clip]) for film in shown]
-    np.testing.assert_allclose(errors, [2, 1.5] * 12, atol=0.3)
+    shown = films(memory, half, lambda k, i, hidden: moved[i].frames)[:12]
+    errors = [memory.bounce_error(memory.find_return(film), half[film.clip]) for film in shown]
+    np.testing.assert_allclose(errors, [2, 1.5] * 6, atol=0.3)
 
 
-def test_frames_that_the_model_keeps_the_curtain_down_count_as_hidden(memory, truths):
-    result = memory.judge(films(memory, truths[:12], lambda k, i, hidden: truths[i].frames, extra=3), truths)
+def test_frames_that_the_model_keeps_the_curtain_down_count_as_hidden(memory, half):
+    result = memory.judge(films(memory, half, lambda k, i, hidden: half[i].frames, extra=3), half)
     assert result["given"]["4"]["mean_hidden"] == 7 and result["given"]["4"]["f1"]["value"] == 1
     assert result["hidden"]["1-7"]["clips"] == 3 * 12 and result["hidden"]["8+"]["clips"] == 4 * 12
 
@@ -170,14 +182,14 @@ def test_training_sees_no_class_and_a_trained_model_is_kept(memory, monkeypatch,
     assert memory.train(tmp_path, steps=6, seed=2) != export and len(commands) == 2
 
 
-def test_result_says_what_it_was_measured_with_and_prints_a_table(memory, truths, monkeypatch, tmp_path, capsys):
+def test_result_says_what_it_was_measured_with_and_prints_a_table(memory, half, monkeypatch, tmp_path, capsys):
     export = tmp_path / "export"
     export.mkdir()
     (export / "config.json").write_text(json.dumps({"predict_frames": 8}))
-    for name, value in {"TRAIN": 1, "CLIPS": 12, "LENGTHS": (0, 12)}.items():
+    for name, value in {"TRAIN": 1, "CLIPS": 12, "LENGTHS": (0, 12), "AFTER": 10}.items():
         monkeypatch.setattr(memory, name, value)
     monkeypatch.setattr(memory, "train", lambda work, steps, seed: export)
-    remembered = films(memory, truths[:12], lambda k, i, hidden: truths[i].frames)
+    remembered = films(memory, half, lambda k, i, hidden: half[i].frames)
     monkeypatch.setattr(memory, "extend", lambda work, export, seed: remembered)
     memory.main(["--work", str(tmp_path / "work"), "--out", str(tmp_path / "memory.json")])
     result = json.loads((tmp_path / "memory.json").read_text())

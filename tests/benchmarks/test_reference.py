@@ -50,7 +50,7 @@ def test_training_gradient_is_that_of_our_model(grad_ckpt):
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 3])
 def test_clip_is_that_of_our_sampler(fusion, n):
     model, plain, config = pair(fusion)
     pipe = AVPipeline(model, subjects.codec(config, kind=subjects.Undecoded), dtype=torch.float64)

@@ -1,15 +1,16 @@
 """Measures on films whose answer is known: copies, fresh samples, balls in and out of step, drift, loops."""
 
+import functools
 import math
+import shutil
 from contextlib import nullcontext
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 
-from data.av import iter_frames, read_audio, write_clip
-from data.synthetic import write_dataset
+from data.av import iter_frames, write_clip
+from data.synthetic import TEST_START, draw_clip, render, sound
 from evaluation import plots
 from evaluation.drift import loops
 from evaluation.features import RANDOM, CompatSound, Motion, Sound
@@ -23,9 +24,20 @@ ALONE = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lamb
 KINDS = (Motion, Sound, CompatSound)
 
 
-@pytest.fixture(autouse=True)
-def _small_networks(monkeypatch):
-    small_networks(monkeypatch.setattr)
+looked = functools.cache(find_videos)  # a folder here is written once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_networks():
+    with pytest.MonkeyPatch.context() as patch:
+        small_networks(patch.setattr)
+        yield
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The features of all tests that do not ask when they are computed."""
+    return tmp_path_factory.mktemp("cache")
 
 
 def bar(**_):
@@ -33,7 +45,7 @@ def bar(**_):
 
 
 def setting(cache, fake, real, train=None, num=100, file=None):
-    folders = [folder and find_videos(folder, "test", False) for folder in (fake, real, train)]
+    folders = [folder and looked(folder, "test", False) for folder in (fake, real, train)]
     extractors = {kind: kind(file) if kind is Motion else kind(None) for kind in KINDS}
     return Setting(*folders, num, extractors, cache, ALONE, 4, 0, bar)
 
@@ -71,39 +83,52 @@ def films(tmp_path_factory):
 # ---------------------------------------------------------------------------------------------------------- distances
 
 
-@pytest.mark.parametrize("name", ["fvd", "kvd", "fad"])
-def test_brighter_and_louder_films_are_farther_from_real_than_those_drawn_alike(films, tmp_path, name):
-    alike, _ = measured(name, setting(tmp_path, films / "a", films / "b"))
-    apart, _ = measured(name, setting(tmp_path, films / "bright", films / "b"))
-    for key in set(alike) - {"FAD compat"}:  # the stand-in's groups have mean 0 by construction
-        assert apart[key].value > 3 * abs(alike[key].value) and apart[key].value > 2 * apart[key].reference
+def distances(where):
+    return {name: figure for measure in ("fvd", "kvd", "fad") for name, figure in measured(measure, where)[0].items()}
 
 
-def test_identical_folders_have_no_distance_and_an_unbiased_one_below_zero(films, tmp_path):
+@pytest.fixture(scope="module")
+def alike(films, cache):
+    return distances(setting(cache, films / "a", films / "b"))
+
+
+@pytest.fixture(scope="module")
+def apart(films, cache):
+    """Without FAD compat: the stand-in's groups have mean 0 by construction."""
+    found = distances(setting(cache, films / "bright", films / "b"))
+    return {name: figure for name, figure in found.items() if name != "FAD compat"}
+
+
+def test_brighter_and_louder_films_are_farther_from_real_than_those_drawn_alike(alike, apart):
+    assert apart.keys() == {"FVD", "KVD", "FAD sound"}
+    for name, figure in apart.items():
+        assert figure.value > 3 * abs(alike[name].value) and figure.value > 2 * figure.reference, name
+
+
+def test_identical_folders_have_no_distance_and_an_unbiased_one_below_zero(films, cache):
     """The published root leaves variances under 1e-5 as they are, so FAD compat keeps a trace."""
-    same = setting(tmp_path, films / "a", films / "a")
+    same = setting(cache, films / "a", films / "a")
     (fvd,), (kvd,), (compat, sound) = (measured(name, same)[0].values() for name in ("fvd", "kvd", "fad"))
     assert abs(fvd.value) < 1e-6 and abs(sound.value) < 1e-6 and kvd.value < 0
     assert abs(compat.value) < 0.05 * compat.reference
     assert fvd.reference > 0.01  # halves of the real clips are not alike
 
 
-def test_figure_brings_its_counts_protocol_interval_and_floor(films, tmp_path):
-    (fvd,) = measured("fvd", setting(tmp_path, films / "a", films / "b", num=7))[0].values()
+def test_figure_brings_its_counts_protocol_interval_and_floor(films, cache):
+    (fvd,) = measured("fvd", setting(cache, films / "a", films / "b", num=7))[0].values()
     assert (fvd.fake, fvd.real) == (7, 7) and fvd.low < fvd.value < fvd.high
     assert fvd.reference_is == "real against real, 5 clips a side" and "no confidence interval" in fvd.interval
     assert "antialias False" in fvd.protocol and "nuclear norm" in fvd.protocol
 
 
-def test_unequal_numbers_of_clips_are_compared_and_told(films, tmp_path):
-    place(tmp_path / "few", *range(5))
-    for name in ("fvd", "kvd", "fad"):
-        for figure in measured(name, setting(tmp_path / "cache", tmp_path / "few", films / "b"))[0].values():
-            assert (figure.fake, figure.real) == (5, 10) and math.isfinite(figure.value)
+def test_unequal_numbers_of_clips_are_compared_and_told(films, cache, tmp_path):
+    shutil.copytree(films / "a", tmp_path, ignore=shutil.ignore_patterns("00[5-9].mp4"), dirs_exist_ok=True)
+    for figure in distances(setting(cache, tmp_path, films / "b")).values():
+        assert (figure.fake, figure.real) == (5, 10) and math.isfinite(figure.value)
 
 
-def test_features_of_two_measures_are_computed_once(films, tmp_path):
-    where = setting(tmp_path, films / "a", films / "b")
+def test_features_of_two_measures_are_computed_once(films, cache):
+    where = setting(cache, films / "a", films / "b")
     measured("fvd", where)
     before = dict(where.extracted)
     measured("kvd", where)
@@ -117,34 +142,31 @@ def test_fewer_clips_than_an_interval_needs_are_refused_before_features_are_comp
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_real_against_real_has_as_many_clips_a_side_as_the_figure_where_the_folder_has_twice_as_many(films, tmp_path):
-    where = setting(tmp_path, films / "a", films / "b", num=4)
+def test_real_against_real_has_as_many_clips_a_side_as_the_figure_where_the_folder_has_twice_as_many(films, cache):
+    where = setting(cache, films / "a", films / "b", num=4)
     (fvd,) = measured("fvd", where)[0].values()
     assert (fvd.fake, fvd.real, fvd.reference_is) == (4, 4, "real against real, 4 clips a side")
     assert {name: len(found.features) for name, found in where.extracted.items()} == {
         "fake i3d": 4, "real i3d": 4, "real against real i3d": 8}  # fmt: skip
 
 
-def test_real_against_real_takes_no_second_window_of_the_videos_judged(films, tmp_path):
+def test_real_against_real_takes_no_second_window_of_the_videos_judged(films, cache, tmp_path):
     """Windows of a video are alike: one on either side would bring real and real together."""
-    where = setting(tmp_path / "cache", films / "a", place(tmp_path / "long", *range(4), frames=32), num=4)
+    where = setting(cache, films / "a", place(tmp_path / "long", *range(4), frames=32), num=4)
     (fvd,) = measured("fvd", where)[0].values()
     assert set(where.extracted) == {"fake i3d", "real i3d"} and fvd.reference_is.endswith("2 clips a side")
 
 
-@pytest.mark.parametrize("name", ["fvd", "kvd", "fad"])
-def test_distance_of_films_that_may_be_real_warns_with_real_against_real_and_that_of_others_does_not(
-    films, tmp_path, name
-):
-    for figure in measured(name, setting(tmp_path, films / "a", films / "b"))[0].values():
+def test_distance_of_films_that_may_be_real_warns_with_real_against_real_and_that_of_others_does_not(alike, apart):
+    assert alike.keys() == {"FVD", "KVD", "FAD compat", "FAD sound"}
+    for figure in alike.values():
         assert figure.warning.startswith(f"{figure.name} {figure.value:.4g} ({figure.low:.4g} to")
         assert f"real against real, 5 clips a side, is {figure.reference:.4g}; give more clips" in figure.warning
-    apart, _ = measured(name, setting(tmp_path, films / "bright", films / "b"))
-    assert not any(figure.warning for key, figure in apart.items() if key != "FAD compat")
+    assert not any(figure.warning for figure in apart.values())
 
 
-def test_distance_of_a_handful_of_clips_warns_however_large_it_is(films, tmp_path):
-    (fvd,) = measured("fvd", setting(tmp_path, films / "bright", films / "b", num=7))[0].values()
+def test_distance_of_a_handful_of_clips_warns_however_large_it_is(films, cache):
+    (fvd,) = measured("fvd", setting(cache, films / "bright", films / "b", num=7))[0].values()
     assert fvd.low > fvd.reference and "of 7 clips says nothing" in fvd.warning
 
 
@@ -155,37 +177,35 @@ NETWORKS = {"FVD", "KVD", "FAD compat", "FAD sound", "memorisation ratio", "memo
             "FAD sound of the last window", "picture drift", "sound drift"}  # fmt: skip
 
 
-def test_every_figure_of_a_network_without_weights_says_so_and_no_other(films, lively, tmp_path):
-    where = setting(tmp_path, lively / "still", films / "a", films / "b", num=12)
-    figures = {}
-    for name in ("fvd", "kvd", "fad", "memorisation", "long", "loops"):
-        figures |= measured(name, where)[0]
+def test_every_figure_of_a_network_without_weights_says_so_and_no_other(films, lively, still, cache):
+    where = setting(cache, lively / "still", films / "a", films / "b", num=12)
+    figures = still | distances(where) | measured("memorisation", where)[0]
     assert {name for name, figure in figures.items() if RANDOM in figure.note} == NETWORKS
     assert len(figures) == len(NETWORKS) + 5  # the jump, the mean picture, loops, replay, amplitude
 
 
-def test_figure_of_published_weights_has_no_such_note(films, tmp_path):
+def test_figure_of_published_weights_has_no_such_note(films, cache, tmp_path):
     torch.save(Eye().state_dict(), tmp_path / "eye.pt")
-    (fvd,) = measured("fvd", setting(tmp_path, films / "a", films / "b", file=tmp_path / "eye.pt"))[0].values()
+    (fvd,) = measured("fvd", setting(cache, films / "a", films / "b", file=tmp_path / "eye.pt"))[0].values()
     assert fvd.note == ""
 
 
 # ------------------------------------------------------------------------------------------------------- memorisation
 
 
-def test_copies_of_training_films_are_memorised_and_fresh_films_are_not(films, tmp_path):
+def test_copies_of_training_films_are_memorised_and_fresh_films_are_not(films, cache, tmp_path):
     train, real = films / "a", films / "b"
-    copied, result = measured("memorisation", setting(tmp_path, films / "a", real, train))
+    copied, result = measured("memorisation", setting(cache, films / "a", real, train))
     assert copied["memorisation ratio"].value < 1e-6 and copied["memorised share"].value == 1
     place(tmp_path / "fresh", *range(30, 40))
-    fresh, _ = measured("memorisation", setting(tmp_path, tmp_path / "fresh", real, train))
+    fresh, _ = measured("memorisation", setting(cache, tmp_path / "fresh", real, train))
     assert 0.7 < fresh["memorisation ratio"].value < 1.4 and fresh["memorised share"].value <= 0.2
     assert all(pair["fake"] == pair["train"] for pair in result.data["closest"]) and len(result.data["closest"]) == 10
 
 
-def test_all_training_videos_are_looked_at_however_few_clips_are_judged(films, tmp_path):
-    place(tmp_path / "last", 9)
-    found, _ = measured("memorisation", setting(tmp_path, tmp_path / "last", films / "b", films / "a", num=1))
+def test_all_training_videos_are_looked_at_however_few_clips_are_judged(films, cache, tmp_path):
+    shutil.copy(films / "a" / "009.mp4", tmp_path)
+    found, _ = measured("memorisation", setting(cache, tmp_path, films / "b", films / "a", num=1))
     assert found["memorised share"].value == 1 and "10 training clips" in found["memorised share"].protocol
 
 
@@ -199,12 +219,12 @@ def balls(tmp_path_factory):
     Chance moves sounds by 1, 3 and 5 places. Strange ones are moved by 2 the other way, so none comes home.
     """
     root = tmp_path_factory.mktemp("balls")
-    write_dataset(root / "real", train=0, test=12, frames=48)
-    (root / "strange").mkdir()
-    paths = [video.path for video in find_videos(root / "real", "test", True).videos]
-    for path, other in zip(paths, np.roll(paths, 2)):
-        frames = torch.stack(list(iter_frames(path)))
-        write_clip(root / "strange" / f"{path.parent.name}_{path.name}", frames, read_audio(other))
+    clips = sorted((draw_clip(0, TEST_START + i) for i in range(12)), key=lambda clip: clip.label)
+    pictures, sounds = [render(clip, 32)[:, ::2, ::2] for clip in clips], [sound(clip, 32) for clip in clips]
+    for folder, places in (("real", 0), ("strange", 2)):
+        (root / folder).mkdir()
+        for i, picture in enumerate(pictures):
+            write_clip(root / folder / f"{i:02d}.mp4", picture, sounds[i - places])
     return root
 
 
@@ -244,14 +264,14 @@ def test_films_in_which_nothing_moves_or_sounds_have_no_lag_and_no_score(tmp_pat
 # -------------------------------------------------------------------------------------------------------- long videos
 
 
-def long_film(path, seed, kind, frames=96):
-    """Moving noise about one mean; `brighten` lifts the mean by 100 levels, `loop` plays 23 frames again and again."""
+def long_film(path, seed, kind, frames=72):
+    """Moving noise about one mean; `brighten` lifts the mean by 100 levels, `loop` plays 17 frames again and again."""
     rng = torch.Generator().manual_seed(seed)
     x = 80 + 25 * torch.randn(frames, 4, 4, 3, generator=rng)
     if kind == "brighten":
         x += torch.linspace(0, 100, frames)[:, None, None, None]
     if kind == "loop":
-        x = x[torch.arange(frames) % 23]
+        x = x[torch.arange(frames) % 17]
     big = x.clamp(0, 255).byte().repeat_interleave(4, 1).repeat_interleave(4, 2)
     loud = torch.linspace(0.1, 0.6 if kind == "brighten" else 0.1, 1600 * frames)
     write_clip(path, big, loud * torch.randn(1600 * frames, generator=rng).clamp(-1.5, 1.5))
@@ -273,12 +293,17 @@ def z_of(figure):
     return (figure.value - figure.reference) / ((figure.high - figure.low) / (2 * 1.96))
 
 
+@pytest.fixture(scope="module")
+def still(films, lively, cache):
+    """Figures of the stationary films."""
+    return measured("long", setting(cache, lively / "still", films / "a", films / "b", num=12))[0]
+
+
 DRIFTS = ("picture drift", "sound drift", "drift of the mean picture")
 
 
-def test_stationary_films_do_not_drift_and_brightening_ones_do(films, lively, tmp_path):
-    still, _ = measured("long", setting(tmp_path, lively / "still", films / "a"))
-    rising, result = measured("long", setting(tmp_path, lively / "brighten", films / "a"))
+def test_stationary_films_do_not_drift_and_brightening_ones_do(films, lively, still, cache):
+    rising, result = measured("long", setting(cache, lively / "brighten", films / "a"))
     for name in DRIFTS:
         assert abs(z_of(still[name])) < 3 < z_of(rising[name]), name
     for name in ("FVD of the last window", "FAD sound of the last window"):
@@ -286,27 +311,27 @@ def test_stationary_films_do_not_drift_and_brightening_ones_do(films, lively, tm
         assert 0.3 < still[name].value / still[name].reference < 3
     assert all(abs(z_of(found["jump after pre-rolling"])) < 3 for found in (still, rising))
     curve = result.data["drift_picture"]
-    assert len(curve["seconds"]) == 11 and curve["seconds"][:2] == [0, 0.8] and curve["moved"][0] == 0
+    assert len(curve["seconds"]) == 8 and curve["seconds"][:2] == [0, 0.8] and curve["moved"][0] == 0
     assert all(low <= moved <= high for low, moved, high in
                zip(curve["moved_low"], curve["moved"], curve["moved_high"]))  # fmt: skip
 
 
-def test_looping_films_are_counted_with_their_period_and_others_are_not(lively, tmp_path):
-    found, result = measured("loops", setting(tmp_path, lively / "loop", lively / "still"))
-    assert found["loops"].value == 1 and result.data["loops"]["periods"] == [23] * 5
-    none, result = measured("loops", setting(tmp_path, lively / "still", lively / "loop"))
+def test_looping_films_are_counted_with_their_period_and_others_are_not(lively, cache):
+    found, result = measured("loops", setting(cache, lively / "loop", lively / "still"))
+    assert found["loops"].value == 1 and result.data["loops"]["periods"] == [17] * 5
+    none, result = measured("loops", setting(cache, lively / "still", lively / "loop"))
     assert none["loops"].value == 0 and result.data["loops"]["periods"] == [] and "0/5" in none["loops"].note
     assert found["replay ratio"].value < 0.5 < 0.9 < none["replay ratio"].value
 
 
-def test_step_where_pre_rolling_ends_is_a_jump(lively, tmp_path):
+def test_step_where_pre_rolling_ends_is_a_jump(lively, cache, tmp_path):
     """Films that stand still for ten frames and move from then on."""
     (tmp_path / "films").mkdir()
     for i in range(4):
         frames = torch.stack(list(iter_frames(lively / "still" / f"{i}.mp4", count=64)))
         frames[:10] = frames[:1]
         write_clip(tmp_path / "films" / f"{i}.mp4", frames, torch.zeros(1))
-    found, _ = measured("loops", setting(tmp_path / "cache", tmp_path / "films", lively / "still"))
+    found, _ = measured("loops", setting(cache, tmp_path / "films", lively / "still"))
     assert z_of(found["jump after pre-rolling"]) > 3
 
 
@@ -317,10 +342,10 @@ def test_films_too_short_for_drift_are_refused_before_features_are_computed(film
     assert not list(tmp_path.rglob("*.npz"))
 
 
-def test_window_longer_than_the_films_is_refused(lively, tmp_path):
-    where = setting(tmp_path, lively / "still", lively / "loop")
+def test_window_longer_than_the_films_is_refused(lively, cache):
+    where = setting(cache, lively / "still", lively / "loop")
     where.prerolled = 120
-    with pytest.raises(ValueError, match="--predict-frames 120 leaves nothing to compare in 96 frames"):
+    with pytest.raises(ValueError, match="--predict-frames 120 leaves nothing to compare in 72 frames"):
         measured("loops", where)
 
 

@@ -50,6 +50,12 @@ def short(wave) -> Tensor:
     return wave[:4, 20000 : 20000 + SHORT]
 
 
+@pytest.fixture(scope="module")
+def heard(net, short) -> dict[str, Tensor]:
+    """Features of the short clips by mode."""
+    return {mode: net.embed(short, mode) for mode in ("sound", "compat")}
+
+
 @pytest.fixture(scope="module", params=["sound", "compat"])
 def run(request, net, wave) -> tuple[str, Tensor, dict[str, Tensor]]:
     """A mode, the features of the 8 clips, and what the stages on the way gave."""
@@ -128,7 +134,7 @@ def test_pooled_features_and_last_gate_are_those_of_the_reference(run, golden, c
 
 @pytest.mark.parametrize("mode", ["sound", "compat"])
 def test_decibels_are_those_of_the_reference(net, wave, golden, metrics_manifest, mode):
-    x = net.spectrogram(stage_wave(wave, mode))
+    x = net.spectrogram(stage_wave(wave[:1] if mode == "sound" else wave, mode))
     error = x[0][:, ::11, ::8] - golden[f"db_{mode}_clip0_sub"]
     assert error.abs().mean() <= metrics_manifest["tolerances"]["audio_db"][f"mean_abs_db_{mode}"]
     name = "stage_stats_sound_clip0" if mode == "sound" else "stage_stats_compat_whole_batch"
@@ -154,15 +160,15 @@ def test_rescaled_wave_is_that_of_the_reference_to_the_last_bit(wave, metrics_ma
 # What the modes promise
 
 
-def test_sound_does_not_depend_on_neighbours_or_batch_size(net, short):
+def test_sound_does_not_depend_on_neighbours_or_batch_size(net, short, heard):
     alone = net.embed(short[:1], "sound")
-    assert_close_by_size(net.embed(short, "sound")[:1], alone)
-    louder = torch.cat([short[:1], 3 * short[1:3]])
+    assert_close_by_size(heard["sound"][:1], alone)
+    louder = torch.cat([short[:1], 3 * short[1:2]])
     assert_close_by_size(net.embed(louder, "sound")[:1], alone)
 
 
-def test_compat_depends_on_neighbours_but_not_on_their_order(net, short):
-    features = net.embed(short, "compat")
+def test_compat_depends_on_neighbours_but_not_on_their_order(net, short, heard):
+    features = heard["compat"]
     assert (net.embed(short[:2], "compat") - features[:2]).norm() > 0.05 * features[:2].norm()
     order = [2, 0, 3, 1]
     assert_near(net.embed(short[order], "compat"), features[order], max_abs=1e-3, rel_l2=1e-3)
@@ -170,10 +176,10 @@ def test_compat_depends_on_neighbours_but_not_on_their_order(net, short):
 
 def test_nothing_that_is_saved_changes_by_embedding(net, short):
     before = {key: x.clone() for key, x in net.state_dict().items()}
-    features = net.embed(short, "sound")
-    net.embed(short, "compat")
+    features = net.embed(short[:2], "sound")
+    net.embed(short[:2], "compat")
     assert all(torch.equal(before[key], x) for key, x in net.state_dict().items())
-    assert torch.equal(net.embed(short, "sound"), features)
+    assert torch.equal(net.embed(short[:2], "sound"), features)
 
 
 def test_compat_refuses_one_clip(net, short):
@@ -181,9 +187,9 @@ def test_compat_refuses_one_clip(net, short):
         net.embed(short[:1], "compat")
 
 
-def test_compat_hears_float32_whatever_the_precision_of_the_wave(net, short):
+def test_compat_hears_float32_whatever_the_precision_of_the_wave(net, short, heard):
     """A float64 wave would keep what the published rounding throws away."""
-    assert torch.equal(net.embed(short.double(), "compat"), net.embed(short, "compat"))
+    assert torch.equal(net.embed(short.double(), "compat"), heard["compat"])
 
 
 @pytest.mark.parametrize("mode", ["sound", "compat"])
@@ -191,7 +197,7 @@ def test_channels_are_heard_one_by_one_and_their_pooled_features_summed(net, sho
     both = net.embed(short.view(2, 2, SHORT), mode)  # (B, C, N)
     left, right = (net.embed(short[channel::2], mode) for channel in (0, 1))
     assert_close_by_size(both, left + right - net.fc.bias)
-    assert torch.equal(net.embed(short[:, None], mode), net.embed(short, mode))
+    assert torch.equal(net.embed(short[::2, None], mode), left)
 
 
 # Frames and wavelets
