@@ -27,9 +27,8 @@ if TYPE_CHECKING:  # torch loads where tensors are made: --help must be instant
 
 FPS = 10
 SIZE = 64  # px, height and width
-EMPTY = np.where(np.arange(SIZE) < 60, 24, 70).astype(np.int32)[
-    :, None, None
-]  # (64,1,1) grey levels: background, floor from row 60
+FLOOR = 60  # row of pictures from which on it is floor
+EMPTY = np.where(np.arange(SIZE) < FLOOR, 24, 70).astype(np.int32)[:, None, None]  # (64,1,1) grey levels
 RADIUS, COLUMN, LOWEST_ROW = 8, 32, 52  # px; at row 52 the ball touches the floor
 FALLS_UP = {"bounce": False, "balloon": True}  # by motion
 PEAK, ATTACK, DECAY, FADE, END = 0.95, 0.002, 0.06, 0.3, 0.4  # of a ping: amplitude, then seconds
