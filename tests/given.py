@@ -17,7 +17,7 @@ from vocoder import GriffinLim
 
 NAMES = ("blue", "green", "red")
 WINDOW = 4
-CONFIG = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=2,
+CONFIG = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=1,
               num_heads=2, predict_frames=WINDOW)  # fmt: skip
 SCRIPTS = {"a2v": sample_a2v, "v2a": sample_v2a}
 

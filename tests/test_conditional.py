@@ -5,6 +5,7 @@ import json
 import resource
 import shlex
 import wave
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -84,26 +85,26 @@ def assert_same_packets(one, two, kind, count=None):
     ],
 )
 def test_sound_file_gets_a_picture_and_keeps_its_own_track(checkpoint, tmp_path, name, codec, rate, channels, film):
-    source = write_sound(tmp_path / name, tone(1.33, rate), rate, codec, channels)
+    source = write_sound(tmp_path / name, tone(0.73, rate), rate, codec, channels)
     out = run("a2v", checkpoint, tmp_path / "out", "--input", source)
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [film, Path(film).with_suffix(".wav").name, "samples.jsonl", "run.json", "contact_sheet.png"]
     )
     assert_same_packets(source, out / film, "audio")
     info = probe(out / film)
-    assert (info.frames(10), info.width, info.height) == (13, 16, 16) and info.sample_rate == rate
-    beside, expected = samples_of((out / film).with_suffix(".wav")), to_int16(read_audio(source, 0, 13 * 1600))
+    assert (info.frames(10), info.width, info.height) == (7, 16, 16) and info.sample_rate == rate
+    beside, expected = samples_of((out / film).with_suffix(".wav")), to_int16(read_audio(source, 0, 7 * 1600))
     assert len(beside) == len(expected) and (beside.int() - expected.int()).abs().max() <= 1
-    assert records(out) == [{"file": film, "sample": 0, "input": str(source), "frames": 13}]
+    assert records(out) == [{"file": film, "sample": 0, "input": str(source), "frames": 7}]
 
 
 def test_video_gives_its_sound_and_gets_another_picture(checkpoint, tmp_path, real_sheet):
-    source = write_video(tmp_path / "film.mp4", 9)
+    source = write_video(tmp_path / "film.mp4", 5)
     out = run("a2v", checkpoint, tmp_path / "out", "--input", source)
     assert (out / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
     assert_same_packets(source, out / "sample_00000_film.mp4", "audio")
-    assert len(samples_of(out / "sample_00000_film.wav")) == 9 * 1600
-    assert probe(out / "sample_00000_film.mp4").frames(10) == 9
+    assert len(samples_of(out / "sample_00000_film.wav")) == 5 * 1600
+    assert probe(out / "sample_00000_film.mp4").frames(10) == 5
 
 
 def test_folder_may_hold_other_files_and_a_wav_beside_its_film_counts_once(checkpoint, tmp_path):
@@ -129,7 +130,7 @@ def test_silence_gets_a_picture(checkpoint, tmp_path):
 # -------------------------------------------------------------------------------------------------- a picture is given
 
 
-@pytest.mark.parametrize(("fps", "frames", "seen", "sound"), [(25, 33, 13, False), (10, 9, 9, True), (10, 1, 1, False)])
+@pytest.mark.parametrize(("fps", "frames", "seen", "sound"), [(25, 18, 7, False), (10, 5, 5, True), (10, 1, 1, False)])
 def test_video_gets_a_sound_and_keeps_its_own_picture(checkpoint, tmp_path, fps, frames, seen, sound):
     source = write_video(tmp_path / "film.mp4", frames, fps, sound)
     out = run("v2a", checkpoint, tmp_path / "out", "--input", source)
@@ -157,7 +158,7 @@ def films(tmp_path_factory):
 def test_inputs_of_different_lengths_share_the_model(checkpoint, films, tmp_path, monkeypatch, script):
     rows, step = [], Streams.step
     monkeypatch.setattr(Streams, "step", lambda self: rows.append(len(self.rows)) or step(self))
-    out = run(script, checkpoint, tmp_path, "--data-path", films, "--batch-size", 2)
+    out = run(script, checkpoint, tmp_path, "--data-path", films, "--batch-size", 2, "--method=replace")
     assert set(rows) == {1, 2} and rows.index(1) > 2 * (WINDOW + 6)  # a place is never free while an input waits
     assert [(r["file"], r["frames"], r["class"]) for r in records(out)] == [
         (f"sample_{i:05d}_{i}.mp4", frames, name)
@@ -187,25 +188,27 @@ def made(pipe, given, method, paths, batch, seed=0, most=0, scale=25.0):
 @pytest.mark.parametrize("given", ["sound", "picture"])
 @pytest.mark.parametrize("method", ["guide", "replace", "clean"])
 def test_sample_does_not_depend_on_its_neighbours(pipe, films, given, method):
-    paths = sorted(films.rglob("*.mp4"))
-    for alone, together in zip(made(pipe, given, method, paths, 1), made(pipe, given, method, paths, 3)):
+    paths = sorted(films.rglob("*.mp4"))[:3]  # the third joins where the second ends, beside the first
+    one_by_one, two_by_two = (made(pipe, given, method, paths, batch, most=7) for batch in (1, 2))
+    for alone, together in zip(one_by_one, two_by_two):
         torch.testing.assert_close(alone, together, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("given", ["sound", "picture"])
-@pytest.mark.parametrize("method", ["guide", "replace", "clean"])
-def test_every_method_hears_or_sees_what_is_given_and_does_it_its_own_way(pipe, films, given, method):
-    paths = sorted(films.rglob("*.mp4"))
-    base, other = (made(pipe, given, method, [path], 1, most=3)[0] for path in (paths[0], paths[2]))
-    assert (base - other).abs().max() > 1e-3
-    for different in {"guide", "replace", "clean"} - {method}:
-        assert (base - made(pipe, given, different, [paths[0]], 1, most=3)[0]).abs().max() > 1e-6
+def test_every_method_hears_or_sees_what_is_given_and_does_it_its_own_way(pipe, films, given):
+    one, two = (films / "test" / name for name in ("blue/0.mp4", "red/2.mp4"))
+    bases = []
+    for method in ("guide", "replace", "clean"):
+        base, other = (made(pipe, given, method, [path], 1, most=3)[0] for path in (one, two))
+        assert (base - other).abs().max() > 1e-3
+        bases.append(base)
+    assert all((a - b).abs().max() > 1e-6 for a, b in combinations(bases, 2))
 
 
 def test_guidance_scale_0_is_replace(pipe, films):
     path = [films / "test/red/2.mp4"]
     torch.testing.assert_close(
-        *made(pipe, "sound", "guide", path, 1, scale=0.0), *made(pipe, "sound", "replace", path, 1)
+        *made(pipe, "sound", "guide", path, 1, most=5, scale=0.0), *made(pipe, "sound", "replace", path, 1, most=5)
     )
 
 
@@ -213,8 +216,8 @@ def test_guidance_scale_0_is_replace(pipe, films):
 def test_first_frames_of_a_film_do_not_depend_on_its_length(pipe, films, method):
     """Of a causal model; the gradient looks ahead, as far as the window."""
     path = [films / "test/red/2.mp4"]
-    (long,), (short,) = made(pipe, "sound", method, path, 1), made(pipe, "sound", method, path, 1, most=6)
-    torch.testing.assert_close(long[:6], short, rtol=0, atol=1e-10)
+    (long,), (short,) = (made(pipe, "sound", method, path, 1, most=most) for most in (8, 5))
+    torch.testing.assert_close(long[:5], short, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("given", ["sound", "picture"])
@@ -226,16 +229,16 @@ def test_clean_shows_the_given_side_at_time_1_and_the_other_on_its_way(pipe, fil
         return forward(self, v, a, t, y, t_a, **conditions)
 
     monkeypatch.setattr(FLAV, "forward", spied)
-    made(pipe, given, "clean", [films / "test/red/2.mp4"], 1)
+    made(pipe, given, "clean", [films / "test/red/2.mp4"], 1, most=6)
     for t, t_a in seen:
         shown, generated = (t_a, t) if given == "sound" else (t, t_a)
         assert shown.eq(1).all() and (generated < 1).all()
-    assert len(seen) == 2 * WINDOW + 2 * (11 - 1)
+    assert len(seen) == 2 * WINDOW + 2 * (6 - 1)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_same_seed_gives_the_same_files_and_another_gives_others(checkpoint, films, tmp_path, script):
-    more = ("--data-path", films, "--num-videos", 2, "--video-length", 4)
+    more = ("--data-path", films, "--num-videos", 2, "--video-length", 2)
     one, two = (run(script, checkpoint, tmp_path / name, *more) for name in ("one", "two"))
     assert {path.name for path in one.iterdir() if path.read_bytes() != (two / path.name).read_bytes()} == {"run.json"}
     other = run(script, checkpoint, tmp_path / "other", *more, "--seed", 1)
@@ -243,14 +246,14 @@ def test_same_seed_gives_the_same_files_and_another_gives_others(checkpoint, fil
 
 
 def test_video_length_cuts_both_tracks(checkpoint, tmp_path):
-    source = write_video(tmp_path / "film.mp4", 30, 25)
-    out = run("v2a", checkpoint, tmp_path / "out", "--input", source, "--video-length", 5)
-    assert len(samples_of(out / "sample_00000_film.wav")) == 5 * 1600
-    assert abs(probe(out / "sample_00000_film.mp4").seconds - 0.5) < 1 / 25 + 0.001
+    source = write_video(tmp_path / "film.mp4", 20, 25)
+    out = run("v2a", checkpoint, tmp_path / "out", "--input", source, "--video-length", 3)
+    assert len(samples_of(out / "sample_00000_film.wav")) == 3 * 1600
+    assert abs(probe(out / "sample_00000_film.mp4").seconds - 0.3) < 1 / 25 + 0.001
     sound = write_sound(tmp_path / "sound.wav", tone(2), 16000, "pcm_s16le")
-    out = run("a2v", checkpoint, tmp_path / "out", "--input", sound, "--video-length", 5)
+    out = run("a2v", checkpoint, tmp_path / "out", "--input", sound, "--video-length", 3)
     packet = len(packets(sound, "audio")[0][0]) / 2 / 16000
-    assert abs(sum(len(data) for data, _ in packets(out / "sample_00000_sound.mkv", "audio")) / 32000 - 0.5) <= packet
+    assert abs(sum(len(data) for data, _ in packets(out / "sample_00000_sound.mkv", "audio")) / 32000 - 0.3) <= packet
 
 
 # ------------------------------------------------------------------------------------------------------------- sources

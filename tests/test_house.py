@@ -22,9 +22,14 @@ BENCHMARKS = sorted(
 OURS = {*ROOMS, *SCRIPTS, *SHARED}
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, inside: bool = True) -> set[str]:
     """First names of all that a file imports, anywhere in it, or when it is imported itself."""
-    names, tree = set(), ast.parse(path.read_text())
+    names, tree = set(), parsed(path)
     for node in ast.walk(tree) if inside else tree.body:
         if isinstance(node, ast.Import):
             names |= {alias.name.partition(".")[0] for alias in node.names}
@@ -68,7 +73,8 @@ def test_no_room_imports_a_script():
 def test_only_joints_and_scripts_join_leaves():
     """cli.py is shared by scripts, and contact.py is one: both are the front of the house."""
     front = {ROOT / f"{name}.py" for name in (*SCRIPTS, *SHARED)}
-    elsewhere = [p for p in ROOT.rglob("*.py") if p.relative_to(ROOT).parts[0] not in ("tests", "benchmarks", ".venv")]
+    rooms = [p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in ("tests", "benchmarks", ".venv")]
+    elsewhere = [*ROOT.glob("*.py"), *files(*rooms)]
     joins = {path for path in elsewhere if len(imports(path) & set(LEAVES)) > 1}
     assert {path for path in joins if path not in front and path.parent.name not in JOINTS} == set()
 
@@ -120,7 +126,7 @@ def test_every_script_takes_a_seed_or_only_reads(script):
 )
 def test_public_names_have_a_docstring(path):
     """`main` is what the module's own docstring is about."""
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     kinds = (ast.FunctionDef, ast.ClassDef)
     bare = [node.name for node in tree.body if isinstance(node, kinds) and not ast.get_docstring(node)]
     assert ast.get_docstring(tree) and not [name for name in bare if not name.startswith("_") and name != "main"]

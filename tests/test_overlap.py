@@ -41,11 +41,11 @@ def one_stream(pipe, frames=None, **how):
 def of_different_age(pipe, **how):
     """Streams that joined one after the other: with labels, extended, given a sound; three with an end, one without."""
     streams = Streams(pipe, **how)
-    given = known(Modality.AUDIO, pipe.model.frame_shapes[1], 9)
+    given = known(Modality.AUDIO, pipe.model.frame_shapes[1], 5)
     for name, state, more in (
-        ("labels", pipe.new_stream(0, y=0), dict(frames=9, labels=lambda frame: frame // 3 % 3)),
-        ("extended", pipe.extending(*clip(pipe, T + 2), sample=1, y=1), dict(frames=13)),
-        ("given", pipe.new_stream(2, y=2, seed=8), dict(frames=2 * T, given=given)),
+        ("labels", pipe.new_stream(0, y=0), dict(frames=7, labels=lambda frame: frame // 3 % 3)),
+        ("extended", pipe.extending(*clip(pipe, T + 2), sample=1, y=1), dict(frames=T + 6)),
+        ("given", pipe.new_stream(2, y=2, seed=8), dict(frames=T + 2, given=given)),
         ("endless", pipe.new_stream(3, y=0), {}),
     ):
         streams.join(name, state, **more)
@@ -113,15 +113,15 @@ def slowed(streams, seconds):
 def test_steps_their_chunks_and_states_are_those_of_the_serial_form_to_the_bit(pipe, how):
     serial, threaded = of_different_age(pipe, **how), of_different_age(pipe, **how)
     with closing(overlapped_steps(threaded)) as steps:
-        for expected, got in islice(zip(serial.steps(), steps, strict=True), 50):
+        for expected, got in islice(zip(serial.steps(), steps, strict=True), 36):
             assert same(got, expected) and same(states(threaded), states(serial))
     assert list(threaded.rows) == ["endless"]
 
 
 def test_gradients_of_guidance_are_the_same_in_a_thread(pipe):
-    serial, threaded = (one_stream(pipe, 8, guidance=Guidance(25.0), sound=False) for _ in range(2))
+    serial, threaded = (one_stream(pipe, 6, guidance=Guidance(25.0), sound=False) for _ in range(2))
     for streams in (serial, threaded):
-        streams.give("one", known(Modality.AUDIO, pipe.model.frame_shapes[1], 5))
+        streams.give("one", known(Modality.AUDIO, pipe.model.frame_shapes[1], 4))
     assert same(list(overlapped(threaded)), list(serial))
 
 
@@ -140,10 +140,10 @@ def test_the_pipeline_streams_the_same_with_and_without(pipe):
 
 
 def test_resuming_from_the_state_of_any_chunk_is_exact(pipe, tmp_path):
-    whole = list(pipe.stream(y=0, frames=9))
+    whole = list(pipe.stream(y=0, frames=6))
     for i in range(len(whole) - 1):
         whole[i].state.save(tmp_path / "state")
-        assert same(list(pipe.stream(state=StreamState.load(tmp_path / "state")[0], frames=9)), whole[i + 1 :])
+        assert same(list(pipe.stream(state=StreamState.load(tmp_path / "state")[0], frames=6)), whole[i + 1 :])
 
 
 def test_stages_and_the_caller_work_at_the_same_time(pipe, monkeypatch):
@@ -202,7 +202,7 @@ def test_steps_per_frame_change_as_in_the_serial_form(pipe):
             if i == 3:
                 streams.retime(3)
 
-    serial, threaded = one_stream(pipe, 12), one_stream(pipe, 12)
+    serial, threaded = one_stream(pipe, 8), one_stream(pipe, 8)
     expected = list(retimed(serial, serial))
     assert expected[-1].state.num_timesteps == 3
     assert same(list(retimed(threaded, overlapped(threaded))), expected)
@@ -265,7 +265,7 @@ def breaking(work, at):
 
 @pytest.mark.parametrize("stage", ["denoise", "decode"])
 def test_an_error_comes_after_all_that_was_made_before_it_and_the_streams_can_go_on(pipe, monkeypatch, stage):
-    expected, streams, seen = list(one_stream(pipe, 9)), one_stream(pipe, 9), []
+    expected, streams, seen = list(one_stream(pipe, 6)), one_stream(pipe, 6), []
     if stage == "denoise":
         streams.velocity, _ = breaking(streams.velocity, at=2 * T + 5)
     else:

@@ -47,7 +47,7 @@ def small(dtype=torch.float32, vocoder=None, **more):
     """A pipeline on 16 px pictures with 20 mel bins and three classes."""
     facts = dict(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=("x", "y", "z"))
     spec = AVSpec(**facts, vocoder="griffin-lim" if isinstance(vocoder, GriffinLim) else "hifigan")
-    config = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3) | SMALL | more
+    config = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3) | SMALL | {"depth": 1} | more
     if not config["num_classes"]:
         spec = replace(spec, class_names=())
     codec = AVCodec(spec, Pixels(), vocoder or hifigan(20))
@@ -104,13 +104,16 @@ def test_released_folder_loads_samples_and_decodes(released, vae):
     assert (pipe.spec.normalise, pipe.spec.channels, pipe.spec.image_size) == ("clip", "first", 32)
 
 
-@pytest.mark.parametrize("off", [dict(skip=False), dict(tables=False), dict(skip=False, tables=False)])
-def test_what_makes_sampling_faster_changes_nothing_when_it_is_switched_off(released, vae, off):
-    fast, plain = (
-        AVPipeline.from_pretrained(released, dtype=torch.float64, codec_source=vae, **how) for how in ({}, off)
-    )
-    one, two = (pipe.sample([0, 1], 4, y=torch.tensor([0, 1]), cfg_scale=2) for pipe in (fast, plain))
-    assert (one.v - two.v).abs().max() < 1e-12 and (one.a - two.a).abs().max() < 1e-12 and one.v.std() > 0.1
+def test_what_makes_sampling_faster_changes_nothing_when_it_is_switched_off(released, vae):
+    def sampled(**off):
+        pipe = AVPipeline.from_pretrained(released, dtype=torch.float64, codec_source=vae, **off)
+        return pipe.sample([0, 1], 4, y=torch.tensor([0, 1]), cfg_scale=2)
+
+    fast = sampled()
+    for off in (dict(skip=False), dict(tables=False), dict(skip=False, tables=False)):
+        plain = sampled(**off)
+        assert (fast.v - plain.v).abs().max() < 1e-12 and (fast.a - plain.a).abs().max() < 1e-12
+    assert fast.v.std() > 0.1
 
 
 def test_released_weights_give_the_same_model_and_vocoder(released, vae):
@@ -219,7 +222,7 @@ def test_encoded_clip_has_one_latent_and_ten_mel_frames_per_picture(balls, codec
 
 
 def test_decoding_gives_back_picture_and_sound_at_the_same_times(balls, codec):
-    for i in range(3):
+    for i in range(2):
         item = balls.file(i)
         mean, _, a = encoded(codec, item)
         frames, wave = codec.decode(mean, a)

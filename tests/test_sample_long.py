@@ -29,7 +29,7 @@ STATE = "long_00000.state.safetensors"
 def checkpoint(tmp_path_factory):
     """16 px pictures, 20 mel bins, a window of 4 frames, three classes, random weights."""
     spec = AVSpec(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=NAMES)
-    model, rng = FLAV(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=2,
+    model, rng = FLAV(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=1,
                       num_heads=2, predict_frames=4), torch.Generator().manual_seed(0)  # fmt: skip
     with torch.no_grad():
         for p in model.parameters():
@@ -54,8 +54,8 @@ def process(checkpoint, folder, *more, **how):
 
 @pytest.fixture(scope="module")
 def whole(checkpoint, tmp_path_factory):
-    """An uninterrupted film of 24 frames."""
-    return run(checkpoint, tmp_path_factory.mktemp("whole"), "--frames", 24, "--save-latents", "--classes", "red")
+    """An uninterrupted film of 16 frames."""
+    return run(checkpoint, tmp_path_factory.mktemp("whole"), "--frames", 16, "--save-latents", "--classes", "red")
 
 
 def sound(path):
@@ -71,15 +71,15 @@ def await_frame(folder, process, frame):
 
 def test_a_film_has_exactly_its_frames_and_their_samples(whole):
     film = whole / "long_00000.mp4"
-    assert probe(film).frames(10) == 24
-    assert len(sound(film.with_suffix(".wav"))) == 24 * 1600
+    assert probe(film).frames(10) == 16
+    assert len(sound(film.with_suffix(".wav"))) == 16 * 1600
     record = json.loads((whole / "run.json").read_text())
     assert record["p50_s"] > 0 and record["p99_s"] >= record["p50_s"] and record["median_last_s"] > 0
-    assert load_file(whole / "long_00000.latents.safetensors")["v"].shape == (24, 3, 16, 16)
+    assert load_file(whole / "long_00000.latents.safetensors")["v"].shape == (16, 3, 16, 16)
 
 
 def test_with_overlap_all_files_are_the_same(checkpoint, whole, tmp_path):
-    run(checkpoint, tmp_path, "--frames", 24, "--save-latents", "--classes", "red", "--overlap")
+    run(checkpoint, tmp_path, "--frames", 16, "--save-latents", "--classes", "red", "--overlap")
     names = {path.name for path in whole.iterdir()} - {"run.json"}
     assert len(names) == 4 and all((tmp_path / name).read_bytes() == (whole / name).read_bytes() for name in names)
 
@@ -106,9 +106,9 @@ def test_a_killed_film_goes_on_bit_for_bit(checkpoint, tmp_path, frame):
 def test_film_that_ended_and_its_continuation_join_to_the_uninterrupted_one(checkpoint, whole, tmp_path):
     """No frame is there twice, and the sound has no seam."""
     run(checkpoint, tmp_path, "--frames", 8, "--save-latents", "--classes", "red")
-    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 24, "--save-latents")
+    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 16, "--save-latents")
     parts = [tmp_path / name for name in ("long_00000", "long_00000_from_000008")]
-    assert [probe(f"{part}.mp4").frames(10) for part in parts] == [8, 16]
+    assert [probe(f"{part}.mp4").frames(10) for part in parts] == [8, 8]
     film = {k: torch.cat([load_file(f"{part}.latents.safetensors")[k] for part in parts]) for k in ("v", "a")}
     assert all(torch.equal(film[k], x) for k, x in load_file(whole / "long_00000.latents.safetensors").items())
     assert np.array_equal(np.concatenate([sound(f"{part}.wav") for part in parts]), sound(whole / "long_00000.wav"))
@@ -145,19 +145,19 @@ def test_a_stop_before_the_first_frame_leaves_a_state_and_no_film(checkpoint, wh
     run(checkpoint, tmp_path, "--classes", "red")
     assert {path.name for path in tmp_path.iterdir()} == {STATE, "run.json"}
     monkeypatch.undo()
-    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 24, "--save-latents")
+    run(checkpoint, tmp_path, "--resume", tmp_path / STATE, "--frames", 16, "--save-latents")
     film = load_file(tmp_path / "long_00000_from_000000.latents.safetensors")["v"]
     assert torch.equal(film, load_file(whole / "long_00000.latents.safetensors")["v"])
 
 
 def test_a_fork_is_the_film_itself_until_new_noise_enters(checkpoint, whole, tmp_path):
-    stopped = run(checkpoint, tmp_path / "first", "--frames", 8, "--classes", "red")
+    stopped = run(checkpoint, tmp_path / "first", "--frames", 5, "--classes", "red")
     state = stopped / STATE
     at = StreamState.load(state)[0].frame
     film = load_file(whole / "long_00000.latents.safetensors")["v"][at:]
     forks = {}
     for seed in (0, 7):
-        run(checkpoint, tmp_path, "--fork", state, "--seed", seed, "--frames", 24, "--save-latents")
+        run(checkpoint, tmp_path, "--fork", state, "--seed", seed, "--frames", 16, "--save-latents")
         forks[seed] = load_file(tmp_path / f"long_00000_seed_{seed}_from_{at:06d}.latents.safetensors")["v"]
     assert torch.equal(forks[0], film)
     inside = int(StreamState.load(state)[0].window.first) + 4 - at  # frames that are in the window already
@@ -165,18 +165,18 @@ def test_a_fork_is_the_film_itself_until_new_noise_enters(checkpoint, whole, tmp
 
 
 def test_a_class_schedule_changes_nothing_before_its_frame(checkpoint, whole, tmp_path):
-    run(checkpoint, tmp_path, "--frames", 24, "--class-schedule", "0:red,10:blue", "--save-latents")
+    run(checkpoint, tmp_path, "--frames", 16, "--class-schedule", "0:red,9:blue", "--save-latents")
     v, plain = (load_file(folder / "long_00000.latents.safetensors")["v"] for folder in (tmp_path, whole))
     same = (v == plain).flatten(1).all(1)
-    assert same[:10].all() and not same[10:].any()
+    assert same[:9].all() and not same[9:].any()
 
 
 def test_two_films_side_by_side_are_those_made_alone(checkpoint, whole, tmp_path):
-    run(checkpoint, tmp_path, "--num-videos", 2, "--classes", "red,blue", "--frames", 24, "--save-latents")
+    run(checkpoint, tmp_path, "--num-videos", 2, "--classes", "red,blue", "--frames", 16, "--save-latents")
     together = load_file(tmp_path / "long_00000.latents.safetensors")
     alone = load_file(whole / "long_00000.latents.safetensors")
     assert all((together[k] - alone[k]).abs().max() < 1e-4 for k in alone)
-    assert probe(tmp_path / "long_00001.mp4").frames(10) == 24
+    assert probe(tmp_path / "long_00001.mp4").frames(10) == 16
 
 
 @pytest.mark.parametrize("length", [2, 9])
@@ -185,9 +185,9 @@ def test_an_extended_film_begins_with_the_clip_and_is_longer(checkpoint, tmp_pat
     pictures = torch.from_numpy(np.repeat(rng.integers(0, 255, (length, 1, 1, 3), np.uint8), 24, 1).repeat(32, 2))
     noise = torch.from_numpy(rng.uniform(-0.5, 0.5, length * 1600).astype(np.float32))
     write_clip(clip, pictures, noise)
-    run(checkpoint, tmp_path / "out", "--extend", clip, "--frames", 16)
+    run(checkpoint, tmp_path / "out", "--extend", clip, "--frames", 12)
     film = tmp_path / "out" / "long_00000.mp4"
-    assert probe(film).frames(10) == 16 and len(sound(film.with_suffix(".wav"))) == 16 * 1600
+    assert probe(film).frames(10) == 12 and len(sound(film.with_suffix(".wav"))) == 12 * 1600
     seen, middle = read_frames(film, 0, length).float(), read_frames(clip, 0, length).float()[:, 12, 16]
     assert (seen[:, 8, 8] - middle).abs().max() < 12  # padded to a square, through the codecs of two files
     given, heard = (

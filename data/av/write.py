@@ -194,7 +194,8 @@ class Writer:
         self._whole = self._size()
 
     def _write_frame(self, pixels: np.ndarray) -> None:
-        pixels = np.pad(pixels, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
+        if self.height % 2 or self.width % 2:
+            pixels = np.pad(pixels, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
         frame.pts, frame.time_base = self.frames, self._video.codec_context.time_base
         self._container.mux(self._video.encode(frame))

@@ -38,7 +38,7 @@ def flashes(seconds, fps=10, sample_rate=16000, every=2, size=64):
 
 def offsets(path, fps=10):
     """Seconds by which each click comes after its flash."""
-    light = torch.stack([frame.float().mean() for frame in iter_frames(path, fps)])
+    light = torch.stack([frame[..., 1].float().mean() for frame in iter_frames(path, fps)])
     sound = read_audio(path).abs()
     found = []
     for j in (light > 128).nonzero().flatten().tolist():
@@ -280,14 +280,14 @@ def test_prepared_sound_equals_the_official_one(parity, tmp_path, name):
 
 
 @pytest.mark.parametrize("fps", [10, Fraction(30000, 1001)])
-def test_picture_and_sound_stay_together_for_a_minute(tmp_path, fps):
-    frames, sound = flashes(60, 10, every=2, size=32)
+def test_picture_and_sound_stay_together(tmp_path, fps):
+    frames, sound = flashes(30, 10, every=2, size=32)
     if fps != 10:  # the same clicks, each with the frame that is shown when it starts
-        frames = frames[[int(k / fps * 10 + Fraction(1, 3)) for k in range(int(60 * fps))]]
+        frames = frames[[int(k / fps * 10 + Fraction(1, 3)) for k in range(int(30 * fps))]]
     write_clip(tmp_path / "a.mp4", frames, sound, fps)
     late = offsets(tmp_path / "a.mp4")
-    assert probe(tmp_path / "a.mp4").frames() == (600 if fps == 10 else 599)
-    assert len(late) >= 29 and late.abs().max() < 0.005 and (late[-1] - late[0]).abs() < 0.001
+    assert probe(tmp_path / "a.mp4").frames() == (300 if fps == 10 else 299)
+    assert len(late) >= 14 and late.abs().max() < 0.005 and (late[-1] - late[0]).abs() < 0.0005
 
 
 def test_a_written_clip_has_its_frames_and_samples(tmp_path):

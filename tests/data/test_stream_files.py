@@ -114,11 +114,11 @@ def killed(path, after):
     return process.said.count("\n")
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_a_killed_film_plays_up_to_a_second_before_the_kill(tmp_path, suffix, kills):
     paths = [tmp_path / f"{i}{suffix}" for i in range(kills)]
-    after = [random.Random(i).randint(15, 120) for i in range(kills)]
+    after = [random.Random(i).randint(15, 120 if kills > 2 else 40) for i in range(kills)]
     with ThreadPoolExecutor(2) as pool:
         handed = list(pool.map(killed, paths, after))
     print(sorted(check(path, n) for path, n in zip(paths, handed)))
@@ -173,20 +173,19 @@ def test_a_full_wav_goes_on_in_the_next(tmp_path, monkeypatch, preset):
 
 
 @pytest.mark.parametrize(
-    "preset, suffix, fps, sample_rate",
+    "preset, suffix, fps, sample_rate, seconds",
     [
-        ("finished", ".mp4", Fraction(30000, 1001), 16000),
-        ("endless", ".mp4", 30000 / 1001, 44100),
-        ("endless", ".mkv", 7, 11025),
-        ("endless", ".mp4", 3, 16000),
-        ("endless", ".mp4", 10, 16000),
+        ("finished", ".mp4", Fraction(30000, 1001), 16000, 20),
+        ("endless", ".mp4", 30000 / 1001, 44100, 20),
+        ("endless", ".mkv", 7, 11025, 60),
+        ("endless", ".mp4", 3, 16000, 60),
     ],
 )
-def test_no_rates_drift_apart_in_a_minute(tmp_path, preset, suffix, fps, sample_rate):
+def test_no_rates_drift_apart(tmp_path, preset, suffix, fps, sample_rate, seconds):
     """Sound comes three frames late and in pieces of 977 samples; flash and click every 2 s."""
-    path, frames = tmp_path / f"a{suffix}", int(60 * fps)
+    path, frames = tmp_path / f"a{suffix}", int(seconds * fps)
     sound = torch.zeros(samples_before(frames, fps, sample_rate))
-    flash = [round(second * fps) for second in range(2, 59, 2)]
+    flash = [round(second * fps) for second in range(2, seconds - 1, 2)]
     for k in flash:
         at = samples_before(k, fps, sample_rate)
         sound[at : at + sample_rate // 100] = 0.8
@@ -198,7 +197,7 @@ def test_no_rates_drift_apart_in_a_minute(tmp_path, preset, suffix, fps, sample_
         writer.write(NOTHING[0][:, :32, :32], sound[writer.samples :])
     late = offsets(path, fps)
     assert (writer.frames, writer.samples, len(late)) == (frames, len(sound), len(flash))
-    assert late.abs().max() < 0.005 and (late[-1] - late[0]).abs() < 0.002
+    assert late.abs().max() < 0.005 and (late[-1] - late[0]).abs() < 0.002 * seconds / 60
 
 
 def offsets(path, fps):
@@ -206,7 +205,7 @@ def offsets(path, fps):
     with av.open(str(path)) as container:
         zero = container.streams.video[0].start_time * container.streams.video[0].time_base
         frames = container.decode(video=0)
-        times = [frame.time - float(zero) for frame in frames if frame.to_ndarray(format="gray").mean() > 128]
+        times = [frame.time - float(zero) for frame in frames if frame.to_ndarray()[: frame.height].mean() > 128]  # Y
     sound = read_audio(path).abs()
     starts = [round((when - 0.3) * 16000) for when in times]
     clicks = [(sound[max(at, 0) : at + 9600] > 0.25).nonzero().flatten()[:1] + max(at, 0) for at in starts]
@@ -225,18 +224,18 @@ def test_samples_before_is_the_nearest_whole_sample_for_ever():
 
 
 def test_a_film_goes_to_stdout_and_to_a_file_object():
-    processes = {container: start("-", container=container, count=45, pause=0) for container in ("mp4", "matroska")}
+    processes = {container: start("-", container=container, count=30, pause=0) for container in ("mp4", "matroska")}
     for container, process in processes.items():
         kept = io.BytesIO()
         with Writer(kept, 64, 64, container=container) as writer:
-            for k in range(45):
+            for k in range(30):
                 writer.write(numbered(k), tone(k * 1600, (k + 1) * 1600))
         for data in (process.stdout.read(), kept.getvalue()):
             with av.open(io.BytesIO(data)) as file:
                 frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
             with av.open(io.BytesIO(data)) as file:
                 samples = sum(frame.samples for frame in file.decode(audio=0))
-            assert numbers(torch.stack(frames)) == list(range(45)) and samples >= 72000
+            assert numbers(torch.stack(frames)) == list(range(30)) and samples >= 48000
 
 
 def test_a_reader_sees_a_piped_film_while_it_is_written_and_may_leave():
@@ -263,7 +262,7 @@ def test_a_full_pipe_is_one_error(tmp_path):
 def test_a_full_disk_ends_an_endless_film_in_one_sentence_and_it_plays(tmp_path):
     wavs = {"a.mp4": 0, "b.mkv": 0, "c.mp4": 1}  # a wav grows faster, and is full first
     started = {
-        tmp_path / name: start(tmp_path / name, count=300, pause=0, most_bytes=50_000, wav=wav)
+        tmp_path / name: start(tmp_path / name, count=300, pause=0, most_bytes=30_000, wav=wav)
         for name, wav in wavs.items()
     }
     for path, process in started.items():
@@ -284,7 +283,7 @@ def test_a_full_disk_leaves_nothing_of_a_finished_film_and_the_old_one_as_it_was
 # ------------------------------------------------------------------------------------------------------------- copies
 
 
-def record(path, streams, seconds=4, codec="aac", rate=48000, late=0.0, rotation=0, bars=False):
+def record(path, streams, seconds=3, codec="aac", rate=48000, late=0.0, rotation=0, bars=False):
     """A foreign file: B-frames at 25 fps that flash every second (or are numbered), and clicks with the flashes.
 
     The sound is that of the film from `late` seconds on (from before its start when negative).
@@ -347,13 +346,13 @@ def test_tracks_are_copied_packet_for_packet_and_stay_in_sync(tmp_path, codec, s
     assert {path.name for path in tmp_path.iterdir()} == {film.name, song.name, out.name}
     for kind, path in [("video", film), ("audio", song)]:
         assert [p[0] for p in packets(out, kind)] == [p[0] for p in packets(path, kind)]
-    assert torch.equal(read_frames(out, 0, 100, 25), read_frames(film, 0, 100, 25))
+    assert torch.equal(read_frames(out, 0, 75, 25), read_frames(film, 0, 75, 25))
     late = offsets(out, 25)
-    assert len(late) == 4 and late.abs().max() < 0.005
+    assert len(late) == 3 and late.abs().max() < 0.005
     starts = [start for _, start, _ in packets(out, "audio")]
     assert source != ".mkv" or set(np.diff(starts)) == {Fraction(1024, 48000)}  # milliseconds make no holes
     if source != ".mkv":
-        torch.testing.assert_close(read_audio(out, 0, 60000), read_audio(song, 0, 60000), rtol=0, atol=1e-3)
+        torch.testing.assert_close(read_audio(out, 0, 44000), read_audio(song, 0, 44000), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
@@ -362,8 +361,8 @@ def test_sound_that_starts_off_the_picture_is_kept_in_sync(tmp_path, late, suffi
     both = record(tmp_path / f"both{suffix}", "video audio", late=late)
     plain = record(tmp_path / "film.mkv", "video")
     copy = mux(plain, both, tmp_path / f"out{suffix}")
-    again = mux(both, copy, tmp_path / f"again{suffix}", seconds=3)
-    for path, seconds in [(both, 4), (copy, 4), (again, 3)]:
+    again = mux(both, copy, tmp_path / f"again{suffix}", seconds=2)
+    for path, seconds in [(both, 3), (copy, 3), (again, 2)]:
         found = offsets(path, 25)
         assert len(found) == seconds - int(late > 0.5) and found.abs().max() < 0.005, path
 
@@ -400,7 +399,7 @@ def test_a_failed_copy_leaves_the_old_file(tmp_path):
 # ------------------------------------------------------------------------------------------------------ sound files
 
 
-def tune(path, rate, channels=1, seconds=3):
+def tune(path, rate, channels=1, seconds=1):
     """A wav of noise."""
     noise = np.random.default_rng(0).standard_normal((seconds * rate, channels))
     with wavefile.open(str(path), "wb") as file:
@@ -409,23 +408,29 @@ def tune(path, rate, channels=1, seconds=3):
     return path, torch.from_numpy((noise * 4000).astype("<i2") / np.float32(32768))
 
 
-@pytest.mark.parametrize("rate", [44100, 48000])
 @pytest.mark.parametrize(
-    "codec, suffix",
-    [("pcm_s16le", ".wav"), ("libmp3lame", ".mp3"), ("flac", ".flac"), ("aac", ".m4a"), ("vorbis", ".ogg")],
+    "codec, suffix, rate",
+    [
+        ("pcm_s16le", ".wav", 44100),
+        ("libmp3lame", ".mp3", 44100),
+        ("flac", ".flac", 48000),
+        ("aac", ".m4a", 48000),
+        ("aac", ".m4a", 44100),
+        ("vorbis", ".ogg", 44100),
+    ],
 )
-def test_blocks_of_a_sound_file_are_the_whole_track(tmp_path, rate, codec, suffix):
+def test_blocks_of_a_sound_file_are_the_whole_track(tmp_path, codec, suffix, rate):
     path = record(tmp_path / f"a{suffix}", "audio", codec=codec, rate=rate)
     whole, info = read_audio(path), probe_audio(path)
     assert (info.sample_rate, info.channels) == (rate, 2)
-    assert info.seconds == pytest.approx(len(whole) / 16000, abs=2048 / rate) and 4 <= info.seconds < 4.1
+    assert info.seconds == pytest.approx(len(whole) / 16000, abs=2048 / rate) and 3 <= info.seconds < 3.1
     clicks = (whole.abs() > 0.25).nonzero().flatten() / 16000 % 1
     assert 0.478 < clicks.min() and clicks.max() < 0.492
     for size in (1601, 16000, 10**6):
         blocks = list(iter_audio(path, size))
         assert all(len(block) == size for block in blocks[:-1]) and 0 < len(blocks[-1]) <= size
         assert_close_by_size(torch.cat(blocks), whole)
-    torch.testing.assert_close(read_audio(path, 30001, 4000), whole[30001:34001], rtol=0, atol=2e-3)
+    torch.testing.assert_close(read_audio(path, 20001, 4000), whole[20001:24001], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("rate, channels", [(1000, 1), (48000, 8), (16000, 12)])
@@ -433,7 +438,7 @@ def test_strange_rates_and_many_channels_are_read(tmp_path, rate, channels):
     path, sound = tune(tmp_path / "a.wav", rate, channels)
     assert_close_by_size(read_audio(path, sample_rate=rate), sound.mean(1))
     assert_close_by_size(read_audio(path, sample_rate=rate, channels="first"), sound[:, 0])
-    assert len(read_audio(path)) == 48000 and probe_audio(path).channels == channels
+    assert len(read_audio(path)) == 16000 and probe_audio(path).channels == channels
     assert_close_by_size(torch.cat(list(iter_audio(path, 5000))), read_audio(path))
 
 

@@ -28,16 +28,17 @@ from data.synthetic import (
 from metrics.sync import event_counts, f1, match_events, shuffled_f1
 
 RATE = 16000
+COUNT = 12  # of test clips
 
 
 @pytest.fixture(scope="module")
 def clips():
-    return [draw_clip(0, TEST_START + i) for i in range(24)]
+    return [draw_clip(0, TEST_START + i) for i in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
 def balloons():
-    return [draw_clip(0, TEST_START + i, "balloon") for i in range(24)]
+    return [draw_clip(0, TEST_START + i, "balloon") for i in range(COUNT)]
 
 
 def score(frames, waves, tolerance=1.0, motion="bounce"):
@@ -192,7 +193,7 @@ def test_detector_of_one_motion_finds_the_other_out_of_step(clips, balloons):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("ball")
-    write_dataset(root, train=3, test=24)
+    write_dataset(root, train=3, test=COUNT)
     return root
 
 
@@ -209,7 +210,7 @@ def test_real_mp4_files_are_in_step_and_shuffled_ones_are_not(dataset, clips):
 def test_real_mp4_files_of_balloons_are_in_step_and_shuffled_ones_are_not(tmp_path, balloons):
     from data.av import read_audio, read_frames
 
-    main([str(tmp_path), "--train", "0", "--test", "24", "--motion", "balloon"])
+    main([str(tmp_path), "--train", "0", "--test", str(COUNT), "--motion", "balloon"])
     paths = [tmp_path / "test" / clip.ball.name / f"ball_{i:05d}.mp4" for i, clip in enumerate(balloons)]
     frames, waves = [read_frames(path, 0, 32, 10) for path in paths], [read_audio(path, 0, 51200) for path in paths]
     real, chance = score(frames, waves, motion="balloon")
@@ -230,7 +231,7 @@ def test_second_call_leaves_what_is_there_and_adds_what_is_missing(dataset):
     kept, missing = dataset / "train/red/ball_00002.mp4", dataset / "train/blue/ball_00000.mp4"
     before = kept.stat().st_mtime_ns
     missing.unlink()
-    write_dataset(dataset, train=3, test=24)
+    write_dataset(dataset, train=3, test=COUNT)
     assert kept.stat().st_mtime_ns == before and missing.is_file()
 
 
@@ -244,9 +245,9 @@ def test_folder_of_another_seed_or_motion_is_refused_with_one_sentence(dataset, 
 def test_folder_that_says_nothing_of_motion_is_one_of_bouncing_balls(dataset):
     facts = dataset / "synthetic.json"
     facts.write_text(json.dumps({"seed": 0, "frames": 32}))
-    write_dataset(dataset, train=3, test=24)
+    write_dataset(dataset, train=3, test=COUNT)
     with pytest.raises(ValueError, match="choose another folder"):
-        write_dataset(dataset, train=3, test=24, motion="balloon")
+        write_dataset(dataset, train=3, test=COUNT, motion="balloon")
 
 
 def test_help_does_not_import_torch():

@@ -12,7 +12,6 @@ from vocoder.griffin_lim import unmel
 from vocoder.mel import HOP, N_FFT, mel_filters
 from vocoder.rtisi import BLOCK, SIDE, SPAN, analyse, overlap_add, overlap_weight, refine, start, synthesise
 
-SECONDS = 4
 ONSETS = (0.5, 1.33, 2.1, 3.27)  # s
 
 
@@ -31,8 +30,11 @@ def tone(t):
     return 0.5 * torch.sin(2 * math.pi * 440 * t)
 
 
+SECONDS = {pings: 4, voice: 1.5, tone: 2}
+
+
 def mel_of(sound, n_mels):
-    return log_mel(sound(torch.arange(SECONDS * 16000) / 16000)[None], n_mels)
+    return log_mel(sound(torch.arange(round(SECONDS[sound] * 16000)) / 16000)[None], n_mels)
 
 
 def streamed(mel, size=10):
@@ -46,19 +48,16 @@ def played(sound, n_mels):
     return streamed(mel_of(sound, n_mels))
 
 
-def errors(wave, mel):
+def errors(wave, mel, target):
     """Spectral convergence |S - T| / |T| to the magnitudes behind the mel, and mean distance of the log-mels."""
-    filters = mel_filters(mel.shape[1], 16000, mel.device, mel.dtype)
-    target = unmel(mel[0].exp(), filters)
     padded = torch.nn.functional.pad(wave, [SIDE * HOP, SIDE * HOP])[0]
     heard = analyse(padded).abs().T
     return (heard - target).norm() / target.norm(), (log_mel(wave, mel.shape[1]) - mel).abs().mean()
 
 
-def whole_file(mel):
+def whole_file(mel, target):
     """Wave (1, F * hop) by torchaudio's iteration over all frames together, which begins at zero phase."""
-    filters = mel_filters(mel.shape[1], 16000, mel.device, mel.dtype)
-    magnitude = torch.nn.functional.pad(unmel(mel[0].exp(), filters), (SPAN, SPAN), mode="replicate")
+    magnitude = torch.nn.functional.pad(target, (SPAN, SPAN), mode="replicate")
     window = torch.hann_window(1024)
     wave = griffinlim(magnitude, window, N_FFT, HOP, 1024, 1, 32, 0.99, length=None, rand_init=False)
     return wave.narrow(-1, SPAN * HOP - HOP // 2, mel.shape[-1] * HOP)[None]
@@ -70,25 +69,27 @@ def onsets(wave):
     return torch.tensor([(energy < energy[-1] / 10).sum() / 16000 for energy in heard])
 
 
-@pytest.mark.parametrize("n_mels", [64, 256])
-@pytest.mark.parametrize("sound", [pings, voice])
+@pytest.mark.parametrize(
+    "sound, n_mels", [(pings, 256), (voice, 64), (voice, 256), pytest.param(pings, 64, marks=pytest.mark.slow)]
+)
 def test_sound_fits_its_mel_as_well_as_that_of_torchaudio_which_has_the_whole_file(sound, n_mels):
     mel = mel_of(sound, n_mels)
-    convergence, distance = errors(played(sound, n_mels), mel)
-    of_whole = errors(whole_file(mel), mel)
+    target = unmel(mel[0].exp(), mel_filters(n_mels, 16000, mel.device, mel.dtype))
+    convergence, distance = errors(played(sound, n_mels), mel, target)
+    of_whole = errors(whole_file(mel, target), mel, target)
     assert convergence < 1.15 * of_whole[0]
     assert distance < 1.5 * of_whole[1]
 
 
 def test_pings_begin_when_they_should():
-    given = onsets(pings(torch.arange(SECONDS * 16000) / 16000)[None])
+    given = onsets(pings(torch.arange(SECONDS[pings] * 16000) / 16000)[None])
     assert (onsets(played(pings, 256)) - given).abs().max() < 0.003
 
 
-@pytest.mark.parametrize("sound", [voice, pings])
-def test_block_borders_are_as_smooth_as_the_rest(sound):
-    wave = played(sound, 64)[0]
-    borders = torch.arange(BLOCK - SIDE, SECONDS * 100 - BLOCK, BLOCK) * HOP
+@pytest.mark.parametrize("sound, n_mels", [(voice, 64), (pings, 256)])
+def test_block_borders_are_as_smooth_as_the_rest(sound, n_mels):
+    wave = played(sound, n_mels)[0]
+    borders = torch.arange(BLOCK - SIDE, len(wave) // HOP - BLOCK, BLOCK) * HOP
     jump, bend = wave.diff().abs(), wave.diff(n=2).abs()
     assert jump[borders - 1].max() < jump.max()
     assert torch.cat([bend[borders - 2], bend[borders - 1]]).mean() < 1.5 * bend.mean()
@@ -103,10 +104,10 @@ def test_tone_stays_one_tone():
 
 
 def test_samples_depend_neither_on_the_sizes_of_the_pushes_nor_on_the_neighbours():
-    mel = torch.cat([mel_of(voice, 32), mel_of(pings, 32)])[..., :65]
+    mel = torch.cat([mel_of(voice, 32), mel_of(pings, 32)[..., :150]])[..., 40:85]
     together = streamed(mel)
     assert torch.equal(streamed(mel[1:]), together[1:])
-    for size in (1, 7, 33):
+    for size in (1, 33):
         assert torch.equal(streamed(mel, size), together), size
 
 

@@ -90,9 +90,9 @@ def test_state_stays_as_it_was_while_the_stream_goes_on(any_vocoder):
     assert all(torch.equal(state[key], kept[key]) for key in kept)
 
 
-def test_state_does_not_grow_over_600_frames(any_vocoder):
+def test_state_does_not_grow_over_200_frames(any_vocoder):
     voice, sizes = VocoderStream(any_vocoder), []
-    for chunk in noise(any_vocoder, 600).split(50, dim=-1):
+    for chunk in noise(any_vocoder, 200).split(50, dim=-1):
         voice.push(chunk)
         sizes.append(sum(value.untyped_storage().nbytes() for value in voice.state().values()))
     assert max(sizes) == sizes[0]
