@@ -19,7 +19,7 @@ from data.folders import by_reason, printable
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from data.clips import ClipDataset
     from pipeline import AVCodec
-    from pipeline.prepare import Comparison, Prepared
+    from training.prepare import Comparison, Prepared
 
 SHOWN = 4  # training files on the contact sheet
 
@@ -49,7 +49,7 @@ def main(argv=None) -> None:
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from pipeline.prepare import facts_of, known_problems, prepare_file, remove_parts
+    from training.prepare import facts_of, known_problems, prepare_file, remove_parts
 
     began, cpu = time.perf_counter(), time.process_time()
     processes = cli.join_processes(args)
@@ -83,7 +83,7 @@ def find(args) -> tuple[dict[str, ClipDataset], AVCodec, tuple[str, ...]]:
         ValueError: the arguments contradict the data, each other or the folder's earlier runs.
     """
     from pipeline import AVSpec
-    from pipeline.prepare import SAME, find_splits, open_codec
+    from training.prepare import SAME, find_splits, open_codec
 
     wanted = AVSpec(normalise=args.normalise, **{name: getattr(args, name) for name in SAME})
     splits = find_splits(args.data_path, wanted, cli.bar("indexing"))
@@ -145,7 +145,7 @@ def finish(
 ) -> str:
     """Write what belongs to all files, the index last; returns the line for the terminal."""
     from data.prepared import INDEX
-    from pipeline.prepare import make_index, remove_strays, update_spec
+    from training.prepare import make_index, remove_strays, update_spec
 
     index = make_index(splits, results, codec, facts)
     encoded = sum(result.encoded for result in results)
@@ -166,7 +166,7 @@ def finish(
 
 def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index: dict, cost: dict) -> float:
     """report.json: cost, how well the latents give each data set back, what was skipped; returns its PSNR (dB)."""
-    from pipeline.prepare import summary
+    from training.prepare import summary
 
     usable = {split: [r for r in results if r.split == split and not r.problem] for split in splits}
     quality = {split: summary(files) for split, files in usable.items() if files}
@@ -181,7 +181,7 @@ def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index:
 
 def show(args, train: ClipDataset, index: dict, codec: AVCodec) -> None:
     """contact_sheet.png of some training files."""
-    from pipeline.prepare import compare
+    from training.prepare import compare
 
     usable = {e["path"] for e in index["splits"]["train"]["files"]}
     entries = [entry for entry in train.entries if entry.path in usable]

@@ -127,11 +127,11 @@ def train(args) -> None:
     from accelerate.utils import ProjectConfiguration
     from tqdm import tqdm
 
-    from pipeline.encode import encode_batch
-    from pipeline.hub import check_login, push
-    from pipeline.sharding import check_sharding
-    from pipeline.storage import Journal, resume
-    from pipeline.training import learning_rate
+    from training.encode import encode_batch
+    from training.hub import check_login, push
+    from training.learner import learning_rate
+    from training.sharding import check_sharding
+    from training.storage import Journal, resume
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
@@ -205,7 +205,7 @@ def make_learner(args, accelerator, codec):
 
     from diffusion.flow import WEIGHTS
     from models import FLAV
-    from pipeline.learner import Learner
+    from training.learner import Learner
 
     torch.manual_seed(args.seed)
     model = FLAV(**model_config(args, codec)).to(getattr(torch, args.dtype))
@@ -224,8 +224,8 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int):
 
     from data.order import ClipOrder
     from data.prepared import is_prepared
-    from pipeline.encode import encode_files
-    from pipeline.training import Draws
+    from training.draws import Draws
+    from training.encode import encode_files
 
     device, ranks, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     progress = cli.bar("encoding", disable=not main)
@@ -245,8 +245,8 @@ def make_meter(args, accelerator, codec):
     import torch
 
     from models.costs import training_flops
-    from pipeline.ceiling import data_sheet_flops, device_name, matmul_ceiling
-    from pipeline.training import Meter
+    from training.ceiling import data_sheet_flops, device_name, matmul_ceiling
+    from training.meter import Meter
 
     device, precision = accelerator.device, accelerator.mixed_precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(torch, args.dtype))
@@ -268,7 +268,7 @@ def announce(args, accelerator, dataset, codec, model, steps: range) -> None:
 
 def keep(args, accelerator, learner, codec, done: int, stopping: bool, facts: dict) -> None:
     """The checkpoint, export and samples that are due after a step. Called by every process."""
-    from pipeline.storage import save_checkpoint
+    from training.storage import save_checkpoint
 
     saving = done % args.ckpt_every == 0 or done == args.max_steps or stopping
     showing = bool(args.sample_every) and done % args.sample_every == 0
@@ -320,7 +320,8 @@ def finetune(args, model, class_names: tuple[str, ...]) -> None:
     Raises:
         ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
     """
-    from pipeline.finetune import add_lora, freeze, initialise
+    from training.finetune import freeze, initialise
+    from training.lora import add_lora
 
     if args.init_from:
         report = initialise(model, args.init_from, class_names)
@@ -363,7 +364,7 @@ def prepare(args):
         ValueError: the arguments contradict the data or the experiment's earlier runs.
     """
     from pipeline import AVCodec, AVSpec
-    from pipeline.storage import replaced_folder
+    from pipeline.whole import replaced_folder
 
     dataset = open_data(args)
     facts = {name: getattr(args, name) for name in FACTS}
@@ -415,7 +416,7 @@ def first_codec(args, dataset, wanted):
     from data.prepared import PreparedDataset
     from pipeline import AVCodec, AVPipeline
     from pipeline.avcodec import make_vocoder
-    from pipeline.encode import make_codec
+    from training.encode import make_codec
 
     if args.init_from:  # whose weights mean nothing with others
         codec = AVPipeline.from_pretrained(args.init_from, audio_scale=args.audio_scale).codec
@@ -449,7 +450,7 @@ def model_config(args, codec) -> dict:
 
 def complaint(args, first: int, dataset, order) -> str:
     """What to say when the loss stays not finite: since when, on which files, and what is left."""
-    from pipeline.storage import checkpoints
+    from training.storage import checkpoints
 
     files = sorted({dataset.path(i) for i in order.at(first)})
     kept = [path.name for path in checkpoints(args.experiment_dir)]  # skipped steps change no weights
@@ -462,8 +463,8 @@ def complaint(args, first: int, dataset, order) -> str:
 
 def export(args, model, codec, step: int) -> None:
     """export/: a self-describing checkpoint of a plain model; adapter/ beside it with LoRA."""
-    from pipeline.finetune import merged, save_adapter
-    from pipeline.storage import replaced_folder
+    from pipeline.whole import replaced_folder
+    from training.lora import merged, save_adapter
 
     if args.lora_rank:
         save_adapter(model, args.experiment_dir / "adapter", {"step": step, "base": args.init_from})
@@ -481,7 +482,7 @@ def preview(args, model, codec, step: int, device, clips: int = 4) -> None:
     from contact import Clip, contact_sheets
     from data.av import write_clip
     from pipeline import AVPipeline
-    from pipeline.finetune import merged
+    from training.lora import merged
 
     model = merged(model) if args.lora_rank else model
     spec, folder = codec.spec, args.experiment_dir / args.results_dir / f"step_{step:07d}"

@@ -14,13 +14,13 @@ from torch import Tensor
 from diffusion.guidance import Guidance, class_guided
 from diffusion.rolling import Window, roll, start
 from models import FLAV, TabledFLAV
+from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
-from pipeline.finetune import load_adapter
 from pipeline.overlap import steps_of
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.state import Past, StreamState
-from pipeline.storage import replaced_folder
 from pipeline.streams import Chunk, Streams
+from pipeline.whole import replaced_folder
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ TINY = ["--model", "FLAV-tiny", "--predict-frames", "3"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("pipeline.ceiling.SIZE", {"cpu": 64})
+    monkeypatch.setattr("training.ceiling.SIZE", {"cpu": 64})
     monkeypatch.setattr(subjects, "HIFIGAN", {**subjects.HIFIGAN, "upsample_initial_channel": 32})
 
 
