@@ -64,6 +64,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", help="folder of a LoRA adapter that train.py --lora-rank left, for its own base")
     group.add_argument("--audio-scale", type=float, help="of a released checkpoint of another data set; ours store it")
     group.add_argument("--codec-source", help="local directory or hub id of the frame codec, if not the stored one")
+    group.add_argument("--text-source", help="local directory or hub id of the text encoder, if not the stored one")
     group.add_argument("--vocoder", choices=["hifigan", "griffin-lim"], help="griffin-lim does without trained weights")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
     group.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32",
@@ -85,6 +86,10 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
     group.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
     group.add_argument("--n-mels", type=positive, default=256, help="mel bins")
+    text = parser.add_argument_group("text")
+    text.add_argument("--text-encoder", help="words, which needs no weights, or t5: texts take the place of classes; "
+                      "none if not given")  # fmt: skip
+    text.add_argument("--text-source", type=_source, help="directory or hub id of its weights, if not the usual")
 
 
 def _source(text: str) -> str:
@@ -107,7 +112,7 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None):
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     check_device(device)
     dtype = getattr(torch, args.dtype)
-    facts = (args.audio_scale, args.codec_source, args.vocoder, args.adapter, channels)
+    facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels)
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     share_cores(pipe.model)
     if args.compile:
@@ -155,9 +160,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num-timesteps", type=positive, default=2, help="steps n per frame; the paper's 20, 100, 200 "
                        "steps for the first frame are n = 2, 10, 20")  # fmt: skip
     group.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is none, in about half the time, "
-                       "and may ignore the class; if not given, 2 for a model with classes, 1 for a released one "
-                       "and without classes")  # fmt: skip
+                       "and may ignore class or text; if not given, 2 for a model with them, 1 for a released one "
+                       "and without")  # fmt: skip
     group.add_argument("--classes", help="class names or numbers, comma-separated, in turn; all if not given")
+    group.add_argument("--prompt", help="what to show, for a model with text")
+    group.add_argument("--negative-prompt", help="what guidance leads away from, instead of no text")
     group.add_argument("--seed", type=whole, default=0, help="seed of the noise; sample i of a seed is always the same")
 
 
@@ -171,10 +178,26 @@ def settle_guidance(args: argparse.Namespace, pipe, before: float | None = None)
     """
     if args.cfg_scale is None:
         args.cfg_scale = pipe.cfg_scale if before is None else before
+    what = "text" if pipe.model.text_width else "class"
     if args.cfg_scale != 1:
-        return f"cfg scale {args.cfg_scale:g}: frames follow their class, at two rows of the model each\n"
+        return f"cfg scale {args.cfg_scale:g}: frames follow their {what}, at two rows of the model each\n"
     remedy = "; give --cfg-scale 2" if pipe.model.has_null_label else ", and this model has no null label to guide from"
-    return f"cfg scale 1, no guidance: frames may ignore their class{remedy}\n" if pipe.model.num_classes else ""
+    return f"cfg scale 1, no guidance: frames may ignore their {what}{remedy}\n" if pipe.model.conditional else ""
+
+
+def conditions(args: argparse.Namespace, pipe, count: int) -> list[int] | None:
+    """The label of each of `count` samples, by --prompt or --classes; None for a model without text and classes.
+
+    Raises:
+        ValueError: the model has no such class, or no text.
+    """
+    if args.prompt is not None and args.classes:
+        raise ValueError("--prompt and --classes contradict each other; give one of them")
+    if args.prompt is not None:
+        return [int(pipe.label(args.prompt))] * count
+    if pipe.model.text_width and not args.classes:
+        return [pipe.model.null_label] * count
+    return labels(args.classes, pipe.spec.class_names, count)
 
 
 def labels(text: str | None, class_names: tuple[str, ...], count: int) -> list[int] | None:

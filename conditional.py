@@ -75,15 +75,17 @@ def sample(args: argparse.Namespace, given: str) -> None:
     files, unread = find_inputs(path, given)
     pipe = cli.load_pipeline(args, channels=args.channels if given == "sound" else None)
     names = pipe.spec.class_names
-    y = [None] * len(files) if args.classes else folder_labels(files, path, names)
+    chosen = args.classes or args.prompt is not None
+    y = [None] * len(files) if chosen else folder_labels(files, path, names)
     files, y = choose_inputs(files, y, path, args.num_videos or len(files), args.seed)
-    y = cli.labels(args.classes, names, len(files)) if args.classes else y
+    y = cli.conditions(args, pipe, len(files)) if chosen else y
     sys.stderr.write(cli.settle_guidance(args, pipe))
     with logging_redirect_tqdm():
         examining = partial(tqdm, unit="file", desc="examining")
         jobs, problems = examine(pipe, files, y, given, args.video_length, examining)
     problems += unread
-    streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, args.num_timesteps, args.cfg_scale)
+    how = (args.num_timesteps, args.cfg_scale, args.negative_prompt or "")
+    streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, *how)
     made, began = {}, time.perf_counter()
     total = sum(job.source.frames for job in jobs)
     with tqdm(total=total, unit="frame") as bar, logging_redirect_tqdm():
@@ -103,7 +105,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
 
 def _record(job, file: str, spec) -> dict:
     """What samples.jsonl says of a film."""
-    label = {} if job.y is None else {"y": job.y, "class": spec.class_names[job.y]}
+    label = {"y": job.y, "class": spec.class_names[job.y]} if job.y is not None and spec.class_names else {}
     notes = {"notes": job.source.notes} if job.source.notes else {}
     return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames,
             **label, **notes}  # fmt: skip

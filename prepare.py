@@ -17,9 +17,10 @@ import cli
 from data.folders import by_reason, printable
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
+    from data.captions import Captions
     from data.clips import ClipDataset
     from pipeline import AVCodec
-    from pipeline.prepare import Comparison, Prepared
+    from training.prepare import Comparison, Prepared
 
 SHOWN = 4  # training files on the contact sheet
 
@@ -49,17 +50,19 @@ def main(argv=None) -> None:
     from accelerate.utils import gather_object
     from tqdm import tqdm
 
-    from pipeline.prepare import facts_of, known_problems, prepare_file, remove_parts
+    from training.prepare import facts_of, known_problems, prepare_file, remove_parts
 
     began, cpu = time.perf_counter(), time.process_time()
     processes = cli.join_processes(args)
     if processes.is_main_process:
         remove_parts(args.out)
+    check_text(args, before := earlier(args.out))
     with processes.main_process_first():
-        splits, codec, names = find(args)
+        splits, codec, names, captions = find(args)
     share_cores(codec.to(device(args, processes)))
-    facts, before = facts_of(codec), earlier(args.out)
+    facts = facts_of(codec)
     check_weights(args.out, facts, before)
+    text = read_texts(args, captions) if processes.is_main_process else None
     known = known_problems(before)
     jobs = [(dataset, entry) for dataset in splits.values() for entry in dataset.entries]
     mine = range(processes.process_index, len(jobs), processes.num_processes)
@@ -71,27 +74,28 @@ def main(argv=None) -> None:
     if processes.is_main_process:
         codec.spec = replace(codec.spec, class_names=names)
         cost = {"seconds": time.perf_counter() - began, "cpu_seconds": spent, "processes": processes.num_processes}
-        print(finish(args, splits, results, codec, facts, before, cost))
+        print(finish(args, splits, results, codec, facts, before, cost, captions, text))
     processes.wait_for_everyone()
     processes.destroy_process_group()
 
 
-def find(args) -> tuple[dict[str, ClipDataset], AVCodec, tuple[str, ...]]:
-    """The videos of each split, the codecs with audio scale 1, and the class names.
+def find(args) -> tuple[dict[str, ClipDataset], AVCodec, tuple[str, ...], dict[str, Captions]]:
+    """The videos of each split, the codecs with audio scale 1, the class names, and with text each split's captions.
 
     Raises:
         ValueError: the arguments contradict the data, each other or the folder's earlier runs.
     """
     from pipeline import AVSpec
-    from pipeline.prepare import SAME, find_splits, open_codec
+    from training.prepare import SAME, find_splits, open_codec
 
     wanted = AVSpec(normalise=args.normalise, **{name: getattr(args, name) for name in SAME})
     splits = find_splits(args.data_path, wanted, cli.bar("indexing"))
     train = splits["train"]
     names = train.chosen_classes(args.num_classes)
+    captions = {split: dataset.captions() for split, dataset in splits.items()} if args.text_encoder else {}
     codec = open_codec(args.out / "pipeline", wanted, train, cli.bar("reading"))
     codec.spec = replace(codec.spec, audio_scale=1.0)
-    return splits, codec, names
+    return splits, codec, names, captions
 
 
 def device(args, processes):
@@ -134,6 +138,18 @@ def check_weights(out: Path, facts: dict, before: dict | None) -> None:
         )
 
 
+def check_text(args, before: dict | None) -> None:
+    """Raise a ValueError if the encoder does not exist, or an earlier run read captions with another."""
+    from models.text import TEXT_ENCODERS
+
+    if args.text_encoder and args.text_encoder not in TEXT_ENCODERS:
+        raise ValueError(f"--text-encoder {args.text_encoder} is unknown; choose one of {', '.join(TEXT_ENCODERS)}")
+    said = (before or {}).get("text")
+    if said and (said["encoder"], said["source"]) != (args.text_encoder, args.text_source):
+        raise ValueError(f"{args.out} was prepared with text encoder {said['encoder']}; repeat its own arguments or "
+                         "choose another --out")  # fmt: skip
+
+
 def finish(
     args,
     splits: dict[str, ClipDataset],
@@ -142,16 +158,20 @@ def finish(
     facts: dict,
     before: dict | None,
     cost: dict,
+    captions: dict[str, Captions],
+    text: tuple[dict, str] | None,
 ) -> str:
     """Write what belongs to all files, the index last; returns the line for the terminal."""
     from data.prepared import INDEX
-    from pipeline.prepare import make_index, remove_strays, update_spec
+    from training.prepare import make_index, remove_strays, update_spec
 
     index = make_index(splits, results, codec, facts)
+    if text:
+        add_texts(index, captions, text[0])
     encoded = sum(result.encoded for result in results)
     files, size = (sum(total[key] for total in index["totals"].values()) for key in ("files", "bytes"))
     skipped = [(e["path"], e["reason"]) for split in index["splits"].values() for e in split["skipped"]]
-    found = f"{args.out}: {files} files, {size / 1e6:.1f} MB, skipped {by_reason(skipped)}"
+    found = f"{args.out}: {files} files, {size / 1e6:.1f} MB, skipped {by_reason(skipped)}{text[1] if text else ''}"
     update_spec(args.out / "pipeline", replace(codec.spec, audio_scale=index["audio_scale"]))
     if index == before and not encoded:
         return f"{found}; all were prepared before, so nothing is written"
@@ -164,9 +184,34 @@ def finish(
     return f"{found}; encoded {encoded} in {cost['seconds']:.1f} s, CPU {share:.0%}, PSNR {quality:.1f} dB"
 
 
+def read_texts(args, captions: dict[str, Captions]) -> tuple[dict, str] | None:
+    """Encode the captions of all splits, once each: what the index says of them, and what the last line does.
+
+    Raises:
+        FileNotFoundError: the encoder's weights cannot be had.
+    """
+    from training.texts import prepare_texts
+
+    if not captions:
+        return None
+    texts = sorted({text for found in captions.values() for text in found.texts})
+    how = (args.text_encoder, args.text_source, cli.bar("reading", "batch"))
+    said, cut = prepare_texts(args.out, texts, *how)
+    told = ", ".join(f"{split} {found.summary()}" for split, found in captions.items())
+    return said, f"; {told}" + f"; {cut}" * bool(cut)
+
+
+def add_texts(index: dict, captions: dict[str, Captions], said: dict) -> None:
+    """Put captions into an index, by their place among all."""
+    index["text"], place = said, {text: i for i, text in enumerate(said["captions"])}
+    for split, found in captions.items():
+        for entry in index["splits"][split]["files"]:
+            entry["captions"] = [place[found.texts[i]] for i in found.of_file[printable(entry["path"])]]
+
+
 def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index: dict, cost: dict) -> float:
     """report.json: cost, how well the latents give each data set back, what was skipped; returns its PSNR (dB)."""
-    from pipeline.prepare import summary
+    from training.prepare import summary
 
     usable = {split: [r for r in results if r.split == split and not r.problem] for split in splits}
     quality = {split: summary(files) for split, files in usable.items() if files}
@@ -181,7 +226,7 @@ def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index:
 
 def show(args, train: ClipDataset, index: dict, codec: AVCodec) -> None:
     """contact_sheet.png of some training files."""
-    from pipeline.prepare import compare
+    from training.prepare import compare
 
     usable = {e["path"] for e in index["splits"]["train"]["files"]}
     entries = [entry for entry in train.entries if entry.path in usable]

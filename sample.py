@@ -9,11 +9,12 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from pipeline import AVPipeline, AVSpec, Clips
@@ -27,22 +28,29 @@ def parse(argv=None):
     cli.add_sampling_arguments(p)
     p.add_argument("--results-dir", type=Path, default=Path("results"), help="where the clips go")
     p.add_argument("--video-length", type=cli.positive, default=16, help="frames per clip, 10 a second")
-    p.add_argument("--num-videos", type=cli.positive, default=8, help="number of clips")
+    p.add_argument("--num-videos", type=cli.positive, help="number of clips; 8, or one a prompt, if not given")
+    p.add_argument("--prompts", type=Path, help="file with a prompt a line, or .jsonl with prompt, seed, negative, "
+                   "instead of --prompt; in turn")  # fmt: skip
     p.add_argument("--batch-size", type=cli.positive, default=8, help="clips sampled together")
     p.add_argument("--save-latents", action="store_true", help="write sample_00000.latents.safetensors too")
     p.add_argument("--skip-existing", action="store_true", help="go on with an interrupted run of the same arguments: "
                    "batches whose files are all there are not made again")  # fmt: skip
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.prompts and (args.prompt is not None or args.classes):
+        p.error("--prompts says what every clip shows; leave --prompt and --classes out")
+    return args
 
 
 def main(argv=None):
     args = parse(argv)
+    lines = read_prompts(args.prompts) if args.prompts else []
+    args.num_videos = args.num_videos or len(lines) or 8
     folder = cli.output_folder(args.results_dir)
     from tqdm import tqdm
 
     processes = cli.join_processes(args)
     pipe = cli.load_pipeline(args)
-    y = cli.labels(args.classes, pipe.spec.class_names, args.num_videos)
+    wishes = wished(args, pipe, lines)
     told = cli.settle_guidance(args, pipe)
     sys.stderr.write(told if processes.is_main_process else "")
     todo = missing_batches(args)
@@ -50,12 +58,12 @@ def main(argv=None):
     mine, began = todo[processes.process_index :: processes.num_processes], time.perf_counter()
     with tqdm(total=sum(map(len, mine)), unit="clip", disable=not processes.is_main_process) as bar:
         for batch in mine:
-            write(folder, pipe.spec, batch, generate(pipe, batch, y, args), args.save_latents)
+            write(folder, pipe.spec, batch, generate(pipe, batch, wishes, args), args.save_latents)
             bar.update(len(batch))
     processes.wait_for_everyone()
     if processes.is_main_process:
         seconds = time.perf_counter() - began
-        report(folder, args, pipe.spec, y, sum(map(len, todo)), seconds, processes.num_processes)
+        report(folder, args, pipe.spec, wishes, sum(map(len, todo)), seconds, processes.num_processes)
     processes.destroy_process_group()
 
 
@@ -79,13 +87,41 @@ def clip_path(folder: Path, sample: int) -> Path:
     return folder / f"sample_{sample:05d}.mp4"
 
 
-def generate(pipe: AVPipeline, batch: range, y: list[int] | None, args) -> Clips:
+@dataclass(frozen=True)
+class Wish:
+    """What a clip is to show: the label of its class or text, the seed of its noise, and what to lead away from."""
+
+    y: int | None
+    seed: int
+    text: str = ""
+    negative: str = ""
+
+
+def wished(args, pipe: AVPipeline, lines: list[Prompt]) -> list[Wish]:
+    """What each clip is to show; `lines` in turn, where there are some.
+
+    Raises:
+        ValueError: the model has no such class, or no text.
+    """
+    negative, count = args.negative_prompt or "", args.num_videos
+    if not lines:
+        y = cli.conditions(args, pipe, count) or [None] * count
+        return [Wish(label, args.seed, args.prompt or "", negative) for label in y]
+    lines = [lines[i % len(lines)] for i in range(count)]
+    labels = pipe.label([line.text for line in lines]).tolist()
+    return [Wish(y, args.seed if line.seed is None else line.seed, line.text,
+                 negative if line.negative is None else line.negative) for y, line in zip(labels, lines)]  # fmt: skip
+
+
+def generate(pipe: AVPipeline, batch: range, wishes: list[Wish], args) -> Clips:
     """The clips of a batch."""
     import torch
 
-    labels = None if y is None else torch.tensor([y[i] for i in batch])
-    how = dict(seed=args.seed, num_timesteps=args.num_timesteps, cfg_scale=args.cfg_scale)
-    return pipe.sample(list(batch), args.video_length, labels, **how)
+    wishes = [wishes[i] for i in batch]
+    y = None if wishes[0].y is None else torch.tensor([wish.y for wish in wishes])
+    seed, negative = torch.tensor([wish.seed for wish in wishes]), [wish.negative for wish in wishes]
+    how = dict(seed=seed, num_timesteps=args.num_timesteps, cfg_scale=args.cfg_scale, negative=negative)
+    return pipe.sample(list(batch), args.video_length, y, **how)
 
 
 def write(folder: Path, spec: AVSpec, batch: range, clips: Clips, latents: bool) -> None:
@@ -104,13 +140,13 @@ def write(folder: Path, spec: AVSpec, batch: range, clips: Clips, latents: bool)
         replace_older(path, path.stem)
 
 
-def report(folder: Path, args, spec: AVSpec, y: list[int] | None, made: int, seconds: float, processes: int) -> None:
+def report(folder: Path, args, spec: AVSpec, wishes: list[Wish], made: int, seconds: float, processes: int) -> None:
     """samples.jsonl, contact_sheet.png and run.json of all clips in the folder, and a line on the `made` new ones."""
     from contact import contact_sheets, read_clip
 
-    records = [record(i, args.video_length, spec, y) for i in range(args.num_videos)]
+    records = [record(i, args.video_length, spec, wishes[i]) for i in range(args.num_videos)]
     cli.write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    titles = [" ".join(filter(None, (r["file"], r.get("class")))) for r in records[:SHEET_CLIPS]]
+    titles = [" ".join(filter(None, (r["file"], r.get("class"), r.get("prompt")))) for r in records[:SHEET_CLIPS]]
     clips = [read_clip(folder / r["file"], spec.fps) for r in records[:SHEET_CLIPS]]
     contact_sheets([replace(clip, title=title) for clip, title in zip(clips, titles)], folder / "contact_sheet.png")
     cli.write_run(folder, args, spec=asdict(spec), seconds=seconds, made=made, processes=processes)
@@ -118,9 +154,10 @@ def report(folder: Path, args, spec: AVSpec, y: list[int] | None, made: int, sec
     print(f"{folder}: {made} clips, {film:.1f} s of film in {seconds:.1f} s, {film / seconds:.2f} x real time")
 
 
-def record(sample: int, frames: int, spec: AVSpec, y: list[int] | None) -> dict:
+def record(sample: int, frames: int, spec: AVSpec, wish: Wish) -> dict:
     """What samples.jsonl says of a clip."""
-    label = {} if y is None else {"y": y[sample], "class": spec.class_names[y[sample]]}
+    said = {"prompt": wish.text, "seed": wish.seed, "negative": wish.negative}
+    label = {} if wish.y is None else {"y": wish.y, "class": spec.class_names[wish.y]} if spec.class_names else said
     return {"file": clip_path(Path(), sample).name, "sample": sample, "frames": frames, **label}
 
 

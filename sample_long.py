@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ def parse(argv=None):
     p.add_argument("--frames", type=cli.whole, default=240, help="frame at which a film ends, 10 a second; 0 for never")
     p.add_argument("--num-videos", type=cli.positive, default=1, help="films made side by side")
     p.add_argument("--class-schedule", help="frame:class,... as 0:red,120:blue, instead of --classes")
+    p.add_argument("--prompt-schedule", help="frame:prompt,... as '0:a red ball,120:a blue ball', instead of --prompt")
     p.add_argument("--results-dir", type=Path, default=Path("results"), help="where long_00000.mp4, .wav and state go")
     p.add_argument("--out", choices=["-"], help="- writes the film to stdout: python sample_long.py --out - | ffplay -")
     p.add_argument("--container", choices=["mp4", "mkv"], default="mp4", help="mkv loses least when killed")
@@ -59,6 +61,8 @@ def parse(argv=None):
         p.error("--save-latents keeps all latents in memory; give --frames")
     if args.class_schedule and args.classes:
         p.error("--class-schedule and --classes contradict each other; give one of them")
+    if args.prompt_schedule and (args.prompt is not None or args.class_schedule):
+        p.error("--prompt-schedule says what every frame shows; leave --prompt and --class-schedule out")
     for path in (args.resume, args.fork, *(args.extend or ())):
         if path and not path.is_file():
             p.error(f"{path} does not exist{nearest_path(path)}; give a file")
@@ -75,10 +79,13 @@ def main(argv=None):
     from pipeline import Streams
 
     pipe = cli.load_pipeline(args, channels=args.channels)
-    schedule = class_schedule(args.class_schedule, pipe.spec.class_names)
+    schedule = class_schedule(args.class_schedule, pipe.spec.class_names) or prompt_schedule(args.prompt_schedule, pipe)
     begins = beginnings(args, pipe, schedule)
     sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale))
-    streams, clock, films = Streams(pipe, args.num_timesteps, args.cfg_scale), Clock(pipe.spec.fps), {}
+    if args.negative_prompt is None:
+        args.negative_prompt = begins[0].negative
+    streams = Streams(pipe, args.num_timesteps, args.cfg_scale, negative=args.negative_prompt)
+    clock, films = Clock(pipe.spec.fps), {}
     with suppress(BrokenPipeError), cli.Stop() as stop, ExitStack() as files, torch.no_grad():
         for begun in begins:
             films[begun.name] = begun, open_film(args, pipe, begun, files)
@@ -134,7 +141,7 @@ def report(args, pipe: AVPipeline, films: dict[str, tuple[Beginning, Film]], clo
 class Beginning:
     """How a film begins: its file's name, the name that its continuations keep, its stream.
 
-    real: clip before it. cfg_scale: of the film that it continues.
+    real: clip before it. cfg_scale, negative: of the film that it continues.
     """
 
     name: str
@@ -142,6 +149,7 @@ class Beginning:
     state: StreamState
     real: RealClip | None = None
     cfg_scale: float | None = None
+    negative: str = ""
 
 
 def beginnings(args, pipe: AVPipeline, schedule: Callable | None) -> list[Beginning]:
@@ -153,7 +161,7 @@ def beginnings(args, pipe: AVPipeline, schedule: Callable | None) -> list[Beginn
     if args.resume or args.fork:
         begun = [continued(args, pipe)]
     else:
-        y = cli.labels(args.classes, pipe.spec.class_names, args.num_videos)
+        y = cli.conditions(args, pipe, args.num_videos)
         begun = [beginning(args, pipe, i, schedule(0) if schedule else y and y[i]) for i in range(args.num_videos)]
     for film in begun:
         first = max(film.state.frame, film.real.frames if film.real else 0)
@@ -186,7 +194,8 @@ def continued(args, pipe: AVPipeline) -> Beginning:
     base = facts["base"]
     if args.fork:
         state, base = state.forked(args.seed), f"{base}_seed_{args.seed}"
-    return Beginning(f"{base}_from_{state.frame:06d}", base, state, cfg_scale=facts.get("cfg_scale"))
+    guidance = {"cfg_scale": facts.get("cfg_scale"), "negative": facts.get("negative", "")}
+    return Beginning(f"{base}_from_{state.frame:06d}", base, state, **guidance)
 
 
 def class_schedule(text: str | None, class_names: tuple[str, ...]) -> Callable[[int], int] | None:
@@ -197,15 +206,43 @@ def class_schedule(text: str | None, class_names: tuple[str, ...]) -> Callable[[
     """
     if text is None:
         return None
-    try:
-        turns = sorted((int(frame), name) for frame, name in (turn.split(":") for turn in text.split(",")))
-    except ValueError:
-        turns = []
-    if not turns or turns[0][0] != 0:
-        raise ValueError(f"--class-schedule {text} is not frame:class,... from frame 0 on; give e.g. 0:0,120:1")
-    frames = [frame for frame, _ in turns]
-    classes = cli.labels(",".join(name for _, name in turns), class_names, len(turns))
-    return lambda frame: classes[bisect_right(frames, frame) - 1]
+    turns = schedule_turns(text, f"--class-schedule {text} is not frame:class,... from frame 0 on; give e.g. 0:0,120:1")
+    return scheduled(turns, cli.labels(",".join(turns.values()), class_names, len(turns)))
+
+
+def prompt_schedule(text: str | None, pipe: AVPipeline) -> Callable[[int], int] | None:
+    """Frame -> label of "0:a red ball,120:a blue ball"; a prompt may have commas.
+
+    Raises:
+        ValueError: it does not begin at frame 0, or the model takes no text.
+    """
+    if text is None:
+        return None
+    wrong = (
+        f"--prompt-schedule {text} is not frame:prompt,... from frame 0 on; give e.g. '0:a red ball,120:a blue ball'"
+    )
+    turns = schedule_turns(text, wrong)
+    return scheduled(turns, pipe.label(list(turns.values())).tolist())
+
+
+def schedule_turns(text: str, wrong: str) -> dict[int, str]:
+    """What is shown, by the frame from which on it is, in order.
+
+    Args:
+        wrong: what a ValueError says if frame 0 is missing or one is there twice.
+    """
+    turns = [turn.partition(":") for turn in re.split(r",(?=\s*\d+\s*:)", text)]
+    good = all(frame.strip().isdecimal() and said.strip() for frame, _, said in turns)
+    found = {int(frame): said.strip() for frame, _, said in turns} if good else {}
+    if 0 not in found or len(found) < len(turns):
+        raise ValueError(wrong)
+    return dict(sorted(found.items()))
+
+
+def scheduled(turns: dict[int, str], labels: list[int]) -> Callable[[int], int]:
+    """Frame -> the label of the last turn before it or at it."""
+    frames = list(turns)
+    return lambda frame: labels[bisect_right(frames, frame) - 1]
 
 
 def open_film(args, pipe: AVPipeline, begun: Beginning, files: ExitStack) -> Film:
@@ -226,6 +263,7 @@ def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> No
     for name, (begun, film) in films.items():
         if film.state.frame >= film.real_until:  # before that a new run is the way to go on
             facts = dict(base=begun.base, checksum=pipe.checksum, cfg_scale=args.cfg_scale)
+            facts |= {"negative": args.negative_prompt} if args.negative_prompt else {}
             film.state.save(args.results_dir / f"{name}.state.safetensors", **facts)
 
 

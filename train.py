@@ -6,9 +6,11 @@ The same command resumes, bit for bit: data order, noise and weights are functio
 import argparse
 import json
 import logging
+import math
 import resource
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +21,7 @@ import cli
 SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze")
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
+TEXT = ("text_encoder", "text_source")
 FACTS = ("image_size", "resize", "normalise", "channels", "n_mels", "codec", "codec_source")  # of the encoding
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
 log = logging.getLogger("train")
@@ -104,6 +107,9 @@ def parse(argv=None) -> argparse.Namespace:
         p.error(f"--independent-times {args.independent_times} is no share of the clips; choose 0 to 1")
     if args.independent_times and args.sampling == "uniform":
         p.error("--independent-times shows clean frames, whose noise cannot be told; leave out --sampling uniform")
+    if args.text_encoder and args.num_classes:
+        p.error("--text-encoder puts texts in the place of classes; leave --num-classes out")
+    args.text_width = 0  # until the texts are there
     new, trained = not (args.experiment_dir / "pipeline").is_dir(), args.vocoder != "griffin-lim"
     if new and trained and not (Path(args.vocoder) / "config.json").is_file():
         p.error(f"--vocoder {args.vocoder} has no config.json; give the folder of a HiFi-GAN, or griffin-lim")
@@ -127,11 +133,11 @@ def train(args) -> None:
     from accelerate.utils import ProjectConfiguration
     from tqdm import tqdm
 
-    from pipeline.encode import encode_batch
-    from pipeline.hub import check_login, push
-    from pipeline.sharding import check_sharding
-    from pipeline.storage import Journal, resume
-    from pipeline.training import learning_rate
+    from training.encode import encode_batch
+    from training.hub import check_login, push
+    from training.learner import learning_rate
+    from training.sharding import check_sharding
+    from training.storage import Journal, resume
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
@@ -139,7 +145,7 @@ def train(args) -> None:
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.tracker, project_config=config)
     device, dtype = accelerator.device, getattr(torch, args.dtype)
     facts = {"seed": args.seed, "global_batch": args.batch_size * accelerator.num_processes}
-    facts |= {name: getattr(args, name) for name in SAME}
+    facts |= {name: getattr(args, name) for name in SAME} | {"text_encoder": args.text_encoder}
 
     check_names(args)
     check_sharding(accelerator)
@@ -147,6 +153,7 @@ def train(args) -> None:
         check_login(args.push_to_hub)
     with accelerator.main_process_first():
         dataset, codec = prepare(args)
+        captions, texts = open_texts(args, dataset)
     codec.to(device)
     learner = make_learner(args, accelerator, codec)
     first_step = resume(accelerator, learner.state, args.experiment_dir, **facts)
@@ -155,7 +162,7 @@ def train(args) -> None:
             "%s is at step %s already; --max-steps %s asks for no more", args.experiment_dir, first_step, args.max_steps
         )
         return
-    loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step)
+    loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step, captions, texts)
     meter, journal = make_meter(args, accelerator, codec), Journal(accelerator, args.experiment_dir, first_step)
     steps = range(first_step, args.max_steps)
     if accelerator.is_main_process:
@@ -188,7 +195,7 @@ def train(args) -> None:
                     order = loader.batch_sampler
                     raise FloatingPointError(complaint(args, done - record["skipped_in_a_row"], dataset, order))
             if not args.dry_run:
-                keep(args, accelerator, learner, codec, done, stopping, facts)
+                keep(args, accelerator, learner, codec, done, stopping, facts, captions.texts if captions else ())
             if stopping:
                 log.info("stopped with a checkpoint at step %s; the same command goes on", done)
                 break
@@ -205,7 +212,7 @@ def make_learner(args, accelerator, codec):
 
     from diffusion.flow import WEIGHTS
     from models import FLAV
-    from pipeline.learner import Learner
+    from training.learner import Learner
 
     torch.manual_seed(args.seed)
     model = FLAV(**model_config(args, codec)).to(getattr(torch, args.dtype))
@@ -218,26 +225,29 @@ def make_learner(args, accelerator, codec):
     return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay)
 
 
-def make_data(args, accelerator, dataset, codec, model, first_step: int):
+def make_data(args, accelerator, dataset, codec, model, first_step: int, captions=None, texts=None):
     """The batches of this process from a step on, and what is drawn for them."""
     from torch.utils.data import DataLoader
 
+    from data.captions import Captioned
     from data.order import ClipOrder
     from data.prepared import is_prepared
-    from pipeline.encode import encode_files
-    from pipeline.training import Draws
+    from training.draws import Draws
+    from training.encode import encode_files
 
     device, ranks, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     progress = cli.bar("encoding", disable=not main)
     cached = args.cache_latents and not is_prepared(args.data_path)
     clips = encode_files(dataset, codec, device, progress) if cached else dataset
+    clips = Captioned(clips, captions, dataset.folder) if captions else clips
     steps = (first_step, args.max_steps)
     order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, accelerator.process_index, ranks)
     workers = 0 if cached else args.num_workers
     loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
     shapes = tuple((args.predict_frames, *shape) for shape in model.frame_shapes)
-    chances = (args.theta, args.class_dropout_prob, model.num_classes or None, args.independent_times)
-    return loader, Draws(args.seed, order.rows(), shapes, *chances)
+    null = model.null_label if model.conditional else None
+    chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
+    return loader, Draws(args.seed, order.rows(), shapes, *chances, texts)
 
 
 def make_meter(args, accelerator, codec):
@@ -245,8 +255,8 @@ def make_meter(args, accelerator, codec):
     import torch
 
     from models.costs import training_flops
-    from pipeline.ceiling import data_sheet_flops, device_name, matmul_ceiling
-    from pipeline.training import Meter
+    from training.ceiling import data_sheet_flops, device_name, matmul_ceiling
+    from training.meter import Meter
 
     device, precision = accelerator.device, accelerator.mixed_precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(torch, args.dtype))
@@ -266,9 +276,11 @@ def announce(args, accelerator, dataset, codec, model, steps: range) -> None:
              steps.start, steps.stop, ranks, "es" * (ranks > 1), accelerator.device)  # fmt: skip
 
 
-def keep(args, accelerator, learner, codec, done: int, stopping: bool, facts: dict) -> None:
+def keep(
+    args, accelerator, learner, codec, done: int, stopping: bool, facts: dict, prompts: Sequence[str] = ()
+) -> None:
     """The checkpoint, export and samples that are due after a step. Called by every process."""
-    from pipeline.storage import save_checkpoint
+    from training.storage import save_checkpoint
 
     saving = done % args.ckpt_every == 0 or done == args.max_steps or stopping
     showing = bool(args.sample_every) and done % args.sample_every == 0
@@ -278,7 +290,7 @@ def keep(args, accelerator, learner, codec, done: int, stopping: bool, facts: di
     if saving and accelerator.is_main_process:
         export(args, averaged, codec, done)
     if showing and accelerator.is_main_process:
-        preview(args, averaged, codec, done, accelerator.device)
+        preview(args, averaged, codec, done, accelerator.device, prompts)
 
 
 def dry_report(args, accelerator, model, clips: int) -> str:
@@ -320,7 +332,8 @@ def finetune(args, model, class_names: tuple[str, ...]) -> None:
     Raises:
         ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
     """
-    from pipeline.finetune import add_lora, freeze, initialise
+    from training.finetune import freeze, initialise
+    from training.lora import add_lora
 
     if args.init_from:
         report = initialise(model, args.init_from, class_names)
@@ -350,10 +363,12 @@ def check_names(args) -> None:
     from models import FLAV_presets
     from models.codec import CODECS
     from models.fusion import FUSIONS
+    from models.text import TEXT_ENCODERS
 
-    for name, registry in (("model", FLAV_presets), ("fusion", FUSIONS), ("codec", CODECS)):
-        if (value := getattr(args, name)) not in registry:
-            raise ValueError(f"--{name} {value} is unknown; choose one of {', '.join(registry)}")
+    registries = {"model": FLAV_presets, "fusion": FUSIONS, "codec": CODECS, "text_encoder": TEXT_ENCODERS}
+    for name, registry in registries.items():
+        if (value := getattr(args, name)) is not None and value not in registry:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is unknown; choose one of {', '.join(registry)}")
 
 
 def prepare(args):
@@ -363,12 +378,12 @@ def prepare(args):
         ValueError: the arguments contradict the data or the experiment's earlier runs.
     """
     from pipeline import AVCodec, AVSpec
-    from pipeline.storage import replaced_folder
+    from pipeline.whole import replaced_folder
 
     dataset = open_data(args)
-    facts = {name: getattr(args, name) for name in FACTS}
+    facts = {name: getattr(args, name) for name in (*FACTS, *TEXT)}
     facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
-    facts["class_names"] = dataset.chosen_classes(args.num_classes)
+    facts["class_names"] = () if args.text_encoder else dataset.chosen_classes(args.num_classes)
     if args.audio_scale is not None:
         facts["audio_scale"] = args.audio_scale
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
@@ -410,16 +425,39 @@ def open_data(args):
     return dataset
 
 
+def open_texts(args, dataset):
+    """Captions of the training clips and their tokens, whose width goes into `args`; None, None without text.
+
+    Raises:
+        ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, or the encoder is missing.
+    """
+    from data.prepared import is_prepared
+    from training.texts import encoded_texts, prepared_texts
+
+    if not args.text_encoder:
+        return None, None
+    if is_prepared(args.data_path):
+        texts = prepared_texts(args.data_path, args.text_encoder, args.text_source)
+    captions = dataset.captions()
+    log.info("%s", captions.summary())
+    if not is_prepared(args.data_path):
+        texts, cut = encoded_texts(captions.texts, args.text_encoder, args.text_source, cli.bar("reading", "batch"))
+        log.info("%s", cut) if cut else None
+    args.text_width = texts.width
+    return captions, texts
+
+
 def first_codec(args, dataset, wanted):
     """The codecs of a new run: of the checkpoint it begins with, of its prepared latents, or made for its videos."""
     from data.prepared import PreparedDataset
     from pipeline import AVCodec, AVPipeline
     from pipeline.avcodec import make_vocoder
-    from pipeline.encode import make_codec
+    from training.encode import make_codec
 
     if args.init_from:  # whose weights mean nothing with others
         codec = AVPipeline.from_pretrained(args.init_from, audio_scale=args.audio_scale).codec
-        return AVCodec(replace(codec.spec, class_names=wanted.class_names, step=0), codec.frames, codec.vocoder)
+        same = {name: getattr(wanted, name) for name in ("class_names", *TEXT)}
+        return AVCodec(replace(codec.spec, step=0, **same), codec.frames, codec.vocoder)
     if isinstance(dataset, PreparedDataset):
         frames = AVCodec.load(args.data_path / "pipeline").frames
         spec = replace(wanted, audio_scale=dataset.audio_scale)
@@ -438,6 +476,7 @@ def model_config(args, codec) -> dict:
         in_channels=codec.frames.channels,
         class_dropout_prob=args.class_dropout_prob,
         num_classes=len(codec.spec.class_names),
+        text_width=args.text_width,
         predict_frames=args.predict_frames,
         grad_ckpt=args.grad_ckpt,
         n_mels=args.n_mels,
@@ -449,7 +488,7 @@ def model_config(args, codec) -> dict:
 
 def complaint(args, first: int, dataset, order) -> str:
     """What to say when the loss stays not finite: since when, on which files, and what is left."""
-    from pipeline.storage import checkpoints
+    from training.storage import checkpoints
 
     files = sorted({dataset.path(i) for i in order.at(first)})
     kept = [path.name for path in checkpoints(args.experiment_dir)]  # skipped steps change no weights
@@ -462,8 +501,8 @@ def complaint(args, first: int, dataset, order) -> str:
 
 def export(args, model, codec, step: int) -> None:
     """export/: a self-describing checkpoint of a plain model; adapter/ beside it with LoRA."""
-    from pipeline.finetune import merged, save_adapter
-    from pipeline.storage import replaced_folder
+    from pipeline.whole import replaced_folder
+    from training.lora import merged, save_adapter
 
     if args.lora_rank:
         save_adapter(model, args.experiment_dir / "adapter", {"step": step, "base": args.init_from})
@@ -474,24 +513,26 @@ def export(args, model, codec, step: int) -> None:
         replace(codec.spec, step=step).save(part)
 
 
-def preview(args, model, codec, step: int, device, clips: int = 4) -> None:
+def preview(args, model, codec, step: int, device, prompts: Sequence[str] = (), clips: int = 4) -> None:
     """Samples of a plain model, which moves to the device, as mp4 and a contact sheet."""
     import torch
 
     from contact import Clip, contact_sheets
     from data.av import write_clip
     from pipeline import AVPipeline
-    from pipeline.finetune import merged
+    from training.lora import merged
 
     model = merged(model) if args.lora_rank else model
     spec, folder = codec.spec, args.experiment_dir / args.results_dir / f"step_{step:07d}"
     folder.mkdir(parents=True, exist_ok=True)
-    y = torch.arange(clips) % len(spec.class_names) if spec.class_names else None
+    names = prompts[:: math.ceil(len(prompts) / clips)] if prompts else spec.class_names  # spread over all texts
+    chosen = [i % len(names) for i in range(clips)] if names else []
+    y = [names[i] for i in chosen] if prompts else torch.tensor(chosen) if chosen else None
     made = AVPipeline(model, codec, device).sample(list(range(clips)), args.video_length, y, seed=args.seed)
     sheet = []
     for i, (frames, wave) in enumerate(zip(made.frames.cpu(), made.wave.cpu())):
         write_clip(folder / f"sample_{i:05d}.mp4", frames, wave, spec.fps, spec.sample_rate)
-        title = f"step {step}, sample {i}" + (f", {spec.class_names[y[i]]}" if y is not None else "")
+        title = f"step {step}, sample {i}" + (f", {names[chosen[i]]}" if chosen else "")
         sheet.append(Clip(frames, wave, spec.fps, spec.sample_rate, title))
     contact_sheets(sheet, folder / "contact_sheet.png")
 

@@ -5,18 +5,23 @@ from pathlib import Path
 FRAMES, RATE = 32, 16000  # length and sample rate of the demo's clips
 
 
-def look(folder: Path) -> list[tuple]:
-    """(frames, wave) of each mp4 in a folder, those of its folders too."""
-    from data.av import read_audio, read_frames
+def look(folder: Path, frames: int | None = FRAMES) -> list[tuple]:
+    """(frames, wave) of each mp4 in a folder, those of its folders too; of the whole film for None frames."""
+    from data.av import probe, read_audio, read_frames
     from data.synthetic import FPS
 
-    films, samples = sorted(folder.rglob("*.mp4")), FRAMES * RATE // FPS
-    return [(read_frames(path, 0, FRAMES), read_audio(path, 0, samples)) for path in films]
+    def seen(path: Path) -> tuple:
+        count = frames or probe(path).frames(FPS)
+        return read_frames(path, 0, count), read_audio(path, 0, count * RATE // FPS)
+
+    return [seen(path) for path in sorted(folder.rglob("*.mp4"))]
 
 
 def score(films: list[tuple], real: list[tuple], motion: str = "bounce") -> dict:
     """F1 of turns seen, as of a motion, against pings heard, whose threshold is fixed on real clips.
 
+    Args:
+        films: of equal length.
     Returns:
         f1 with its bootstrap interval, f1 of pictures with the sounds of other films ("shuffled"), and how many turns
         were seen and pings heard.
@@ -27,11 +32,12 @@ def score(films: list[tuple], real: list[tuple], motion: str = "bounce") -> dict
     height = calibrate(wave for _, wave in real)
     seen = [detect_bounces(frames, motion) for frames, _ in films]
     heard = [detect_pings(wave, RATE, FPS, height) for _, wave in films]
-    counts = [event_counts(v, a, FRAMES) for v, a in zip(seen, heard)]
+    length = len(films[0][0])
+    counts = [event_counts(v, a, length) for v, a in zip(seen, heard)]
     return {
         "f1": f1(counts),
         "interval": bootstrap_f1(counts),
-        "shuffled": shuffled_f1(seen, heard, FRAMES),
+        "shuffled": shuffled_f1(seen, heard, length),
         "seen": sum(c.v for c in counts),
         "heard": sum(c.a for c in counts),
     }

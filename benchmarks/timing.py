@@ -62,7 +62,7 @@ def begin(args):
     """
     import torch
 
-    from pipeline.ceiling import matmul_ceiling
+    from training.ceiling import matmul_ceiling
 
     cli.check_device(args.device)
     torch.set_num_threads(args.threads)
@@ -73,7 +73,7 @@ def begin(args):
 
 def alternate(sides: dict[str, Callable], args, device) -> dict[str, list[float]]:
     """Seconds of each run of each side, the sides in turn; by name, in the order of the rounds."""
-    from pipeline.ceiling import seconds_of
+    from training.ceiling import seconds_of
 
     for _ in range(args.warmup):
         for run in sides.values():
@@ -129,7 +129,7 @@ def gpu_peaks(sides: dict[str, Callable], device) -> dict[str, float]:
     """GiB that torch's allocator holds at most while each side runs once more; nothing on a CPU."""
     import torch
 
-    from pipeline.ceiling import seconds_of
+    from training.ceiling import seconds_of
 
     peaks = {}
     for name, run in sides.items() if device.type == "cuda" else ():
@@ -153,7 +153,7 @@ def report(script: str, args, method: str, device, rows: list[dict], **facts) ->
     """
     import torch
 
-    from pipeline.ceiling import data_sheet_flops, device_name
+    from training.ceiling import data_sheet_flops, device_name
 
     record = {
         "benchmark": Path(script).stem,

@@ -65,7 +65,7 @@ def rows_of(args, config: dict, forwards: dict, steps: dict, device, ceiling: fl
     import torch
 
     from models.costs import forward_flops, training_flops
-    from pipeline.ceiling import data_sheet_flops, device_name
+    from training.ceiling import data_sheet_flops, device_name
 
     what = f"{args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
     other = "reference" if args.reference else None

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.av import Channels, Gap, MediaError, iter_frames, probe, read_audio
+from data.captions import Captions, read_captions
 from data.folders import Skipped, by_reason, class_of, scan
 from data.frames import Resize, fit
 from data.loudness import PEAK, SILENCE, lost_in_mono, peak_of
@@ -218,6 +219,14 @@ class ClipDataset(Dataset):
                 "leave it out, or give 0 to ignore them"
             )
         return () if num_classes == 0 else self.class_names
+
+    def captions(self) -> Captions:
+        """Captions of the usable files.
+
+        Raises:
+            ValueError: there are none, or they cannot be read.
+        """
+        return read_captions(self.folder, [entry.path for entry in self.entries])
 
     def summary(self) -> str:
         """One line for a log: what there is, and what was skipped for which reason."""

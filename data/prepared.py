@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from data.captions import Captions
 from data.clips import MOST_FRAMES, ClipDataset
 from data.folders import class_of, composed, printable
 
@@ -69,8 +70,15 @@ def _is_sound(index: dict) -> bool:
         type(e["frames"]) is type(e["bytes"]) is int and 0 < e["frames"] < MOST_FRAMES for e in files
     )
     classed = not names or {class_of(e["path"]) for e in files} <= set(map(composed, names))
+    said = index.get("text", {})
+    texts = said.get("captions", [])
+    told = (
+        type(texts) is list
+        and all(type(x) is str for x in texts)
+        and all(type(i) is int and 0 <= i < len(texts) for e in files for i in e.get("captions", ()))
+    )
     left_out = [(e["path"], e["reason"], e["sha256"]) for split in splits for e in split["skipped"]]
-    return known and scaled and listed and classed and all(type(x) is str for row in left_out for x in row)
+    return known and scaled and listed and classed and told and all(type(x) is str for row in left_out for x in row)
 
 
 def _is_path(text: str) -> bool:
@@ -290,6 +298,7 @@ class PreparedEntry:
     problem: str = ""  # why there are none
     sha256: str = ""  # of the video
     bytes: int = 0  # of the latents
+    captions: tuple[int, ...] = ()  # positions among those of the index
 
 
 class PreparedDataset(ClipDataset):
@@ -318,8 +327,21 @@ class PreparedDataset(ClipDataset):
         self.folder, self.split, self.clip_frames = Path(root) / split, split, clip_frames
         self.facts, self.class_names = index["facts"], tuple(map(composed, index["class_names"]))
         self.audio_scale = index["audio_scale"] if audio_scale is None else audio_scale
+        self._texts = tuple(index.get("text", {}).get("captions", ()))
         self._open_files: tuple[int, OrderedDict] = (0, OrderedDict())  # of this process, last used last
         self._select(_entries(index["splits"][split]))
+
+    def captions(self) -> Captions:
+        """Captions of the usable files, as prepare.py read them.
+
+        Raises:
+            ValueError: the folder was prepared without.
+        """
+        if not self._texts:
+            raise ValueError(
+                f"{self.folder.parent} was prepared without text; run prepare.py again with --text-encoder"
+            )
+        return Captions(self._texts, {entry.path: entry.captions for entry in self.entries})
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open_files": (0, OrderedDict())}
@@ -345,7 +367,8 @@ class PreparedDataset(ClipDataset):
 
 def _entries(split: dict) -> list[PreparedEntry]:
     """Of the usable files, then of the others."""
-    usable = [PreparedEntry(str(latent_path(Path(), e["path"])), e["frames"], "", e["sha256"], e["bytes"])
+    usable = [PreparedEntry(str(latent_path(Path(), e["path"])), e["frames"], "", e["sha256"], e["bytes"],
+                            tuple(e.get("captions", ())))
               for e in split["files"]]  # fmt: skip
     return usable + [PreparedEntry(e["path"], 0, e["reason"]) for e in split["skipped"]]
 

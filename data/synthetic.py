@@ -2,6 +2,7 @@
 
     python -m data.synthetic ROOT --train 256 --test 96 --seed 0
     python -m data.synthetic ROOT --motion balloon
+    python -m data.synthetic ROOT --captions
 
 A balloon, to fine-tune on, is a ball that falls upwards: it pings at the top, where a bouncing ball is silent.
 
@@ -32,6 +33,26 @@ EMPTY = np.where(np.arange(SIZE) < FLOOR, 24, 70).astype(np.int32)[:, None, None
 RADIUS, COLUMN, LOWEST_ROW = 8, 32, 52  # px; at row 52 the ball touches the floor
 FALLS_UP = {"bounce": False, "balloon": True}  # by motion
 PEAK, ATTACK, DECAY, FADE, END = 0.95, 0.002, 0.06, 0.3, 0.4  # of a ping: amplitude, then seconds
+PHRASINGS = {  # of captions, by motion and split: those of the test set say the same in words not met so in training
+    "bounce": {
+        "train": (
+            "a {colour} ball bounces on the floor",
+            "a bouncing {colour} ball, with a ping at every bounce",
+            "the ball is {colour} and jumps up and down",
+            "{colour} ball hitting the ground again and again",
+        ),
+        "test": ("watch a {colour} ball bounce", "here is one ball, a {colour} one, jumping on the ground"),
+    },
+    "balloon": {
+        "train": (
+            "a {colour} balloon bounces off the ceiling",
+            "a rising {colour} balloon, with a ping at the top",
+            "the balloon is {colour} and floats up again and again",
+            "{colour} balloon hitting the ceiling",
+        ),
+        "test": ("watch a {colour} balloon rise", "here is one balloon, a {colour} one, at the ceiling"),
+    },
+}
 TEST_START = 2**32  # index of the first test clip: training sets of any size hold other clips
 
 
@@ -118,8 +139,19 @@ def sound(clip: BallClip, frames: int, sample_rate: int = 16000) -> Tensor:
     return torch.from_numpy((gain * _ping(since, clip.ball.pitch)).astype(np.float32))
 
 
+def captions_of(ball: Ball, split: str, motion: str = "bounce") -> list[str]:
+    """All captions of a class's clips in a split, "train" or "test"."""
+    return [phrasing.format(colour=ball.name) for phrasing in PHRASINGS[motion][split]]
+
+
 def write_dataset(
-    root: Path, train: int = 256, test: int = 96, frames: int = 32, seed: int = 0, motion: str = "bounce"
+    root: Path,
+    train: int = 256,
+    test: int = 96,
+    frames: int = 32,
+    seed: int = 0,
+    motion: str = "bounce",
+    captions: bool = False,
 ) -> None:
     """Write ROOT/{train,test}/{blue,green,red}/ball_00000.mp4 ...; clips that are there already are left as they are.
 
@@ -128,6 +160,7 @@ def write_dataset(
         frames: length of each clip, 10 a second.
         seed: of the clips; it is kept in ROOT/synthetic.json, so that one folder never mixes two data sets.
         motion: of all clips, a key of FALLS_UP; kept likewise. The class names say nothing of it.
+        captions: write ROOT/SPLIT/metadata.jsonl, too.
     Raises:
         ValueError: ROOT holds clips of another seed, length or motion, or clips would have no frame.
     """
@@ -137,6 +170,8 @@ def write_dataset(
     for split, start, count in (("train", 0, train), ("test", TEST_START, test)):
         for i in range(count):
             _write(draw_clip(seed, start + i, motion), frames, Path(root) / split, f"ball_{i:05d}.mp4")
+        if captions and count:
+            _write_captions(Path(root), split, [draw_clip(seed, start + i, motion) for i in range(count)])
 
 
 def ball_height(frames: ArrayLike) -> NDArray:
@@ -271,6 +306,15 @@ def _write(clip: BallClip, frames: int, folder: Path, name: str) -> None:
             writer.write(render(clip, frames), sound(clip, frames))
 
 
+def _write_captions(root: Path, split: str, clips: list[BallClip]) -> None:
+    """metadata.jsonl with all captions of each clip."""
+    rows = [{"file_name": f"{clip.ball.name}/ball_{i:05d}.mp4", "captions": captions_of(clip.ball, split, clip.motion)}
+            for i, clip in enumerate(clips)]  # fmt: skip
+    part = root / split / f".metadata.jsonl.{os.getpid()}.part"
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(root / split / "metadata.jsonl")
+
+
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(
         prog="python -m data.synthetic",
@@ -283,6 +327,7 @@ def main(argv: list[str] | None = None) -> None:
     p.add_argument("--frames", type=int, default=32, help="length of each clip in frames, 10 a second")
     p.add_argument("--seed", type=int, default=0, help="seed of the clips")
     p.add_argument("--motion", choices=FALLS_UP, default="bounce", help="a balloon falls up, and pings at the top")
+    p.add_argument("--captions", action="store_true", help="write what each clip shows, in several phrasings")
     args = p.parse_args(argv)
     try:
         write_dataset(**vars(args))

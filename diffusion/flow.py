@@ -75,11 +75,12 @@ def flow_loss(
     noise: tuple[Tensor, Tensor],
     weight: Callable[[Tensor], Tensor] = logit_normal_weight,
     y_a: Tensor | None = None,
+    **conditions,
 ) -> FlowLoss:
     """Weighted squared error of the predicted velocity, video term + audio term (Eq. 9, 10).
 
     Args:
-        model: called as model(v_t, a_t, t, y=, t_a=, y_a=) -> (dv, da).
+        model: called as model(v_t, a_t, t, y=, t_a=, y_a=) -> (dv, da), with `conditions` such as text.
         v: (B,T,C,H,W) and a: (B,T,S,M) clean frames; y: (B,) or (B,T) labels or None, y_a: those of the sound.
         times: (B,T), or a pair of them for video and audio.
         noise: (eps_v, eps_a), shaped like v and a.
@@ -89,7 +90,7 @@ def flow_loss(
     """
     t_v, t_a = times if isinstance(times, tuple) else (times, times)
     eps_v, eps_a = noise
-    labels = {} if y is None else {"y": y, "y_a": y_a}
+    labels = conditions if y is None else {"y": y, "y_a": y_a, **conditions}
     dv, da = model(interpolate(v, eps_v, t_v), interpolate(a, eps_a, t_a), t_v, t_a=t_a, **labels)
     error_v = _frame_error(dv, v - eps_v) * weight(t_v)
     error_a = _frame_error(da, a - eps_a) * weight(t_a)

@@ -10,21 +10,25 @@ from diffusion.flow import per_frame
 from diffusion.known import Known
 
 
-def class_guided(model: Callable, scale: float, null_label: int) -> Callable:
+def class_guided(model: Callable, scale: float, null_label: int | Tensor) -> Callable:
     """Classifier-free guidance: null + scale (conditional - null) for both modalities, in one doubled batch.
 
     At scale 1 this is the model itself, called once; where all labels are null it is called once too.
+
+    Args:
+        null_label: that guidance leads away from; of all rows, or (B,).
     """
     if scale == 1:
         return model
+    null = torch.as_tensor(null_label).unsqueeze(-1)  # (1,) or (B,1)
 
     def velocity(v: Tensor, a: Tensor, t: Tensor, y: Tensor, t_a: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if (y == null_label).all():
+        if (y == null).all():
             return model(v, a, t, y=y, t_a=t_a)
-        both = torch.cat([y, torch.full_like(y, null_label)])
+        both = torch.cat([y, null.to(y).expand_as(y)])
         t_a = None if t_a is None else t_a.repeat(2, 1)
         dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a)
-        return tuple(null + scale * (given - null) for given, null in (dv.chunk(2), da.chunk(2)))
+        return tuple(base + scale * (given - base) for given, base in (dv.chunk(2), da.chunk(2)))
 
     return velocity
 

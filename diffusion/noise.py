@@ -61,7 +61,7 @@ class TrainingDraws:
     w, pre_rolling, drop: (B,) float64 uniform in [0, 1): phase, and what is compared with theta and the label dropout.
     posterior, eps_v: (B,*video) and eps_a: (B,*audio) float32 unit Gaussian.
     independent, w_a: (B,) as `w`: what is compared with the share of clips whose modalities have times of their own,
-        and the phase of the sound there.
+        and the phase of the sound there. caption: (B,) as `w`, which of its captions a clip takes.
     """
 
     w: Tensor
@@ -72,6 +72,7 @@ class TrainingDraws:
     eps_a: Tensor
     independent: Tensor
     w_a: Tensor
+    caption: Tensor
 
 
 def training_draws(
@@ -86,5 +87,5 @@ def training_draws(
     for row in rows:
         draw = generator(seed, Purpose.TRAINING, row, step)
         gaussians = (draw.standard_normal(shape, dtype=np.float32) for shape in (video, video, audio))
-        draws.append((*draw.random(3), *gaussians, *draw.random(2)))
+        draws.append((*draw.random(3), *gaussians, *draw.random(3)))
     return TrainingDraws(*(torch.from_numpy(np.stack(column)) for column in zip(*draws)))

@@ -32,6 +32,7 @@ class _Sizes(NamedTuple):
     mels: int
     window: int
     label_rows: int
+    text: int  # width of its tokens, 0 for none
     fusion: str
     causal: bool
     grad_ckpt: bool
@@ -55,7 +56,7 @@ def parameters(config: Mapping) -> int:
     """Exact number of parameters."""
     s = _sizes(config)
     tables = s.L + s.S + 2 * s.window + 2 * s.label_rows  # rows of width D
-    return _outer_parameters(s) + s.depth * _block_parameters(s) + tables * s.D
+    return _outer_parameters(s) + s.depth * _block_parameters(s) + tables * s.D + s.text  # the null text
 
 
 def forward_flops(config: Mapping, batch: int = 1, T: int | None = None) -> int:
@@ -187,6 +188,7 @@ def _sizes(config: Mapping, batch: int = 1, T: int | None = None) -> _Sizes:
         mels=c["n_mels"],
         window=window,
         label_rows=classes + (classes > 0 and c["class_dropout_prob"] > 0),
+        text=c["text_width"] or 0,
         fusion=c["fusion"],
         causal=c["causal_attn"],
         grad_ckpt=c["grad_ckpt"],
@@ -208,9 +210,10 @@ def _first_linears(s: _Sizes) -> list[_Linear]:
 
 
 def _later_linears(s: _Sizes) -> list[_Linear]:
-    """Second layer of the time embedders, and the heads."""
+    """Second layer of the time embedders, maps of text of which one is learned, and the heads."""
     heads = [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels), *2 * [(s.frames, s.D, 2 * s.D)]]
-    return [*2 * [(s.frames, s.D, s.D)], *heads]
+    texts = 2 * [(s.batch, s.text, s.D)] if s.text else []
+    return [*2 * [(s.frames, s.D, s.D)], *texts, *heads]
 
 
 def _block_linears(s: _Sizes) -> list[_Linear]:

@@ -14,8 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from models import official
 from models.fusion import FUSIONS
 from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, modulate, norm
+from models.text import Text
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
+NULL_TEXT = -1  # label of a frame that no prompt says anything of
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
@@ -81,13 +83,15 @@ class FLAV(
         latent_size: side of a video latent; patch_size: side of a token in it; in_channels: channels of it.
         hidden_size, depth, num_heads, mlp_ratio: of the transformer.
         class_dropout_prob: above 0 the class tables have a row for the null label `num_classes`.
-        num_classes: 0 for an unconditional model.
+        num_classes: 0 for an unconditional model, and for one with text.
         predict_frames: T, the longest window.
         grad_ckpt: recompute each block in the backward pass, memory for time.
         n_mels: M, mel bins; audio_fr: S, mel frames per video frame.
         causal_attn: frame k never sees a later frame (audio: per mel frame), which frame skipping relies on.
         fusion: what passes between the branches, a key of `models.fusion.FUSIONS`.
         prediction: "velocity", or "data" for a network that predicts clean frames (better at tiny widths).
+        text_width: D_t of text tokens; above 0 a linear map of the mean of a text's tokens takes the place of a class
+            table, and the null text, label NULL_TEXT, is a learned vector: texts are an open list of classes.
     """
 
     def __init__(
@@ -108,15 +112,23 @@ class FLAV(
         causal_attn: bool = True,
         fusion: str = "c",
         prediction: str = "velocity",
+        text_width: int | None = 0,
     ):
         super().__init__()
         _check_architecture(latent_size, patch_size, fusion, prediction)
+        if num_classes and text_width:
+            raise ValueError(
+                f"{num_classes} classes beside text of width {text_width} are not built; choose one of them"
+            )
         D, tokens = hidden_size, (latent_size // patch_size) ** 2
         self.latent_size, self.patch_size, self.in_channels = latent_size, patch_size, in_channels
         self.num_classes, self.predict_frames = num_classes or 0, predict_frames
         self.n_mels, self.audio_fr = n_mels, audio_fr
         self.causal_attn, self.grad_ckpt, self.prediction = causal_attn, grad_ckpt, prediction
-        self.has_null_label = bool(self.num_classes) and class_dropout_prob > 0
+        self.text_width = text_width or 0
+        self.conditional = bool(self.num_classes or self.text_width)
+        self.has_null_label = self.conditional and class_dropout_prob > 0
+        self.null_label = NULL_TEXT if self.text_width else self.num_classes
 
         self.video_embed = PatchEmbed(in_channels, D, patch_size)
         self.audio_embed = nn.Linear(n_mels, D)
@@ -128,6 +140,9 @@ class FLAV(
         if self.num_classes:
             rows = self.num_classes + self.has_null_label
             self.video_class, self.audio_class = nn.Embedding(rows, D), nn.Embedding(rows, D)
+        if self.text_width:
+            self.video_text, self.audio_text = nn.Linear(text_width, D), nn.Linear(text_width, D)
+            self.null_text = nn.Parameter(torch.zeros(text_width))
         self.blocks = nn.ModuleList(Block(D, num_heads, mlp_ratio, fusion) for _ in range(depth))
         self.video_head = Head(D, patch_size**2 * in_channels)
         self.audio_head = Head(D, n_mels)
@@ -145,7 +160,7 @@ class FLAV(
             nn.init.normal_(time.mlp[0].weight, std=0.02)
             nn.init.normal_(time.mlp[2].weight, std=0.02)
         for name, module in self.named_modules():
-            if name.endswith(("adaln", "head.linear", "fusion.attn.proj")):
+            if name.endswith(("adaln", "head.linear", "fusion.attn.proj", "_text")):  # words never met say nothing
                 nn.init.zeros_(module.weight)
 
     def compile_blocks(self) -> None:
@@ -166,6 +181,8 @@ class FLAV(
         y: Tensor | None = None,
         t_a: Tensor | None = None,
         y_a: Tensor | None = None,
+        text: Text | None = None,
+        prompts: Tensor | None = None,
         conditions: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities dv, da (Eq. 3: data minus noise) of the noised frames v, a.
@@ -174,17 +191,18 @@ class FLAV(
             v: (B,T,C,H,W) video latents at time t; T may be shorter than the window, positions are a prefix.
             a: (B,T,S,M) log-mel at time t_a.
             t: (B,T) flow time in [0, 1], 0 noise, 1 data; t_a: of the sound where it differs.
-            y: (B,) or (B,T) class label, `num_classes` the null label, None unconditional; y_a: of the sound where it
-                differs.
+            y: (B,) or (B,T) label, a class or a row of `prompts`, `null_label` for none, None unconditional; y_a: of
+                the sound where it differs.
+            text: of each clip, for all its frames; or prompts: (P,D_t) means of tokens, which y and y_a choose from.
             conditions: what `conditions` gave for these times and labels, if they were met before.
         Raises:
-            ValueError: a shape that does not fit this model, or labels without classes.
+            ValueError: a shape that does not fit this model, labels without classes, or text without text.
         """
-        self._check(v, a, t, y)
+        self._check(v, a, t, y, text, prompts)
         t_a = t if t_a is None else t_a
         T = v.shape[1]
         if conditions is None:
-            c_v, c_a = self._embedded(t, y, t_a, y_a)
+            c_v, c_a = self._embedded(t, y, t_a, y_a, text, prompts)
             of_blocks, of_heads = [None] * len(self.blocks), (None, None)
         else:
             c_v, c_a, of_blocks, of_heads = self._parted(*conditions)
@@ -207,14 +225,19 @@ class FLAV(
         return dv, da
 
     def conditions(
-        self, t: Tensor, y: Tensor | None = None, t_a: Tensor | None = None, y_a: Tensor | None = None
+        self,
+        t: Tensor,
+        y: Tensor | None = None,
+        t_a: Tensor | None = None,
+        y_a: Tensor | None = None,
+        prompts: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What `forward` computes from these times and labels alone, for calls that meet them again.
 
         Returns:
             (B,T,K) of each branch, side by side: its condition, and the modulation of every block and of the head.
         """
-        c_v, c_a = self._embedded(t, y, t if t_a is None else t_a, y_a)
+        c_v, c_a = self._embedded(t, y, t if t_a is None else t_a, y_a, None, prompts)
         of_v, of_a = zip(*(block.modulation(c_v, c_a) for block in self.blocks))
         video, audio = (c_v, *of_v, self.video_head.modulation(c_v)), (c_a, *of_a, self.audio_head.modulation(c_a))
         return torch.cat(video, dim=-1), torch.cat(audio, dim=-1)
@@ -227,12 +250,24 @@ class FLAV(
         c_a, *of_a, head_a = audio.split([D, *of_a, 2 * D], dim=-1)
         return c_v, c_a, list(zip(of_v, of_a)), (head_v, head_a)
 
-    def _embedded(self, t: Tensor, y: Tensor | None, t_a: Tensor, y_a: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Time embedding, and class embedding where there are classes: (B,T,D) of each branch."""
+    def _embedded(self, t, y, t_a, y_a, text: Text | None, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Time embedding, and that of class or text where there is one: (B,T,D) of each branch."""
         c_v, c_a, y_a = self.video_time(t), self.audio_time(t_a), y if y_a is None else y_a
-        if not self.num_classes:
-            return c_v, c_a
-        return c_v + self._label(self.video_class, y, t), c_a + self._label(self.audio_class, y_a, t)
+        if self.num_classes:
+            return c_v + self._label(self.video_class, y, t), c_a + self._label(self.audio_class, y_a, t)
+        if self.text_width:
+            of_v, of_a = (self._said(label, text, prompts, len(t)) for label in (y, y_a))
+            return c_v + self.video_text(of_v), c_a + self.audio_text(of_a)
+        return c_v, c_a
+
+    def _said(self, y: Tensor | None, text: Text | None, prompts: Tensor | None, clips: int) -> Tensor:
+        """Mean of the tokens that a frame's text has, (B,1,D_t) or (B,T,D_t); the null text where there is none."""
+        null = self.null_text
+        if text is not None:
+            return torch.where(text.there.unsqueeze(1), text.pooled().to(null.dtype), null).unsqueeze(1)
+        if y is None or prompts is None:
+            return null.expand(clips, 1, -1)
+        return torch.cat([prompts.to(null.dtype), null.unsqueeze(0)])[y if y.ndim == 2 else y.unsqueeze(1)]
 
     def _label(self, table: nn.Embedding, y: Tensor | None, t: Tensor) -> Tensor:
         """Class condition, (B,1,D) or (B,T,D)."""
@@ -245,7 +280,7 @@ class FLAV(
             y = torch.full((t.shape[0],), self.num_classes, device=t.device)
         return table(y if y.ndim == 2 else y.unsqueeze(1))
 
-    def _check(self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None) -> None:
+    def _check(self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None, text: Text | None, prompts) -> None:
         video, audio = self.frame_shapes
         B, T = v.shape[:2]
         if v.shape[2:] != video or a.shape != (B, T, *audio) or t.shape != (B, T):
@@ -255,8 +290,14 @@ class FLAV(
             )
         if T > self.predict_frames:
             raise ValueError(f"{T} frames are more than the window of {self.predict_frames} this model was built for")
-        if y is not None and not self.num_classes:
+        if y is not None and not self.conditional:
             raise ValueError("y was given to an unconditional model (num_classes 0); leave it out")
+        given = prompts if text is None else text.tokens
+        if given is not None and given.shape[-1] != self.text_width:
+            raise ValueError(
+                f"text of width {given.shape[-1]} does not fit this model, which takes "
+                f"{f'width {self.text_width}' if self.text_width else 'no text'}; use the encoder it was trained with"
+            )
 
     @classmethod
     def _from_pretrained(

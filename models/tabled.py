@@ -1,5 +1,7 @@
 """A model whose conditions are looked up: the times of sampling are known before its first step."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,14 +17,15 @@ class TabledFLAV:
     What depends on time and label alone (time embedding, the modulation of every block and head) is computed once per
     label, for all times, and then looked up: the same up to rounding. Calls at other times, or with more labels than a
     table holds, compute it as ever; with `steps` None all calls do.
+
+    Args:
+        prompts: prompts() -> (P,D_t) on the model's device, for a model with text; rows are only ever added.
     """
 
-    def __init__(self, model: FLAV, steps: int | None):
-        self.model, self.steps = model, steps
+    def __init__(self, model: FLAV, steps: int | None, prompts: Callable[[], Tensor | None] = lambda: None):
+        self.model, self.steps, self.prompts = model, steps, prompts
         self.video = self.audio = None  # (labels * (steps + 1), K) each, as of `FLAV.conditions`
-        self.starts = torch.full(
-            (model.num_classes + 1,), -1
-        )  # first row of each label, the last for none; -1: no rows
+        self.starts = torch.full((model.num_classes + 2,), -1)  # first row of each label from -1 on; -1: no rows
 
     def __call__(
         self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None = None, t_a: Tensor | None = None
@@ -30,7 +33,7 @@ class TabledFLAV:
         """As `FLAV.forward`; t, t_a and y lie on the CPU, where choosing a row waits for no device."""
         conditions = self.conditions(t, y, t if t_a is None else t_a)
         t, y, t_a = (None if x is None else x.to(v.device, non_blocking=True) for x in (t, y, t_a))
-        return self.model(v, a, t, y, t_a, conditions=conditions)
+        return self.model(v, a, t, y, t_a, prompts=self.prompts(), conditions=conditions)
 
     def conditions(self, t: Tensor, y: Tensor | None, t_a: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rows of the tables for (B,T) times; None where there is one that the tables lack."""
@@ -39,23 +42,26 @@ class TabledFLAV:
         step, step_a = (t * self.steps).round(), (t_a * self.steps).round()
         if not (torch.equal(step / self.steps, t) and torch.equal(step_a / self.steps, t_a)):
             return None
-        y = torch.tensor(self.model.num_classes) if y is None else y
-        if (self.starts[y] < 0).any() and not self._take_in(y[self.starts[y] < 0].unique().tolist()):
+        place = (torch.tensor(self.model.null_label) if y is None else y) + 1
+        if (more := int(place.max()) + 1 - len(self.starts)) > 0:
+            self.starts = F.pad(self.starts, (0, more), value=-1)
+        if (self.starts[place] < 0).any() and not self._take_in(place[self.starts[place] < 0].unique().tolist()):
             return None
-        start = self.starts[y if y.ndim != 1 else y.unsqueeze(1)]
+        start = self.starts[place if place.ndim != 1 else place.unsqueeze(1)]
         rows = ((start + s.long()).to(self.video.device, non_blocking=True) for s in (step, step_a))
         return tuple(F.embedding(row, table) for row, table in zip(rows, (self.video, self.audio)))
 
     @torch.no_grad()
-    def _take_in(self, labels: list[int]) -> bool:
-        """Append the rows of new labels; False if there is no room for them."""
+    def _take_in(self, places: list[int]) -> bool:
+        """Append the rows of new labels, each one less than its place; False if there is no room for them."""
         rows, device = self.steps + 1, self.model.video_patch_pos.device
-        if ((self.starts >= 0).sum() + len(labels)) * rows > ROWS:
+        if ((self.starts >= 0).sum() + len(places)) * rows > ROWS:
             return False
         t = torch.arange(rows, dtype=torch.float64, device=device).unsqueeze(0) / self.steps
-        for label in labels:
-            y = None if label == self.model.num_classes else torch.tensor([label], device=device)
-            self.starts[label] = (self.starts >= 0).sum() * rows
-            old, new = (self.video, self.audio), (x.squeeze(0) for x in self.model.conditions(t, y))
+        for place in places:
+            y = None if place - 1 == self.model.null_label else torch.tensor([place - 1], device=device)
+            self.starts[place] = (self.starts >= 0).sum() * rows
+            new = (x.squeeze(0) for x in self.model.conditions(t, y, prompts=self.prompts()))
+            old = (self.video, self.audio)
             self.video, self.audio = (y if x is None else torch.cat([x, y]) for x, y in zip(old, new))
         return True

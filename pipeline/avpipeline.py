@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -14,13 +14,18 @@ from torch import Tensor
 from diffusion.guidance import Guidance, class_guided
 from diffusion.rolling import Window, roll, start
 from models import FLAV, TabledFLAV
+from models.flav import NULL_TEXT
+from models.text import TextEncoder, load_text_encoder
+from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
-from pipeline.finetune import load_adapter
 from pipeline.overlap import steps_of
+from pipeline.prompts import Prompts
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.state import Past, StreamState
-from pipeline.storage import replaced_folder
 from pipeline.streams import Chunk, Streams
+from pipeline.whole import replaced_folder
+
+Label = Tensor | int | str | Sequence[str] | None  # a class, or a text; of all, or of each
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,11 @@ class AVPipeline:
         skip: bool = True,
         tables: bool = True,
     ):
-        self.skip, self.tables, self._tabled = skip and model.causal_attn, tables, {}
+        self.skip, self.tables, self._tabled, self._sent = skip and model.causal_attn, tables, {}, None
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.codec = codec.to(device)
         self.spec, self.device, self.dtype = codec.spec, torch.device(device), dtype
+        self.prompts = Prompts(self._text_encoder, model.text_width)
         video, audio = model.frame_shapes
         factor = codec.frames.factor
         if video[0] != codec.frames.channels or video[1] * factor != self.spec.image_size:
@@ -77,6 +83,7 @@ class AVPipeline:
         audio_scale: float | None = None,
         codec_source: str | None = None,
         vocoder: str | None = None,
+        text_source: str | None = None,
         adapter: str | Path | None = None,
         channels: str | None = None,
         **speed,
@@ -87,6 +94,7 @@ class AVPipeline:
             audio_scale: of a released checkpoint, which does not store it; known for the two of the paper.
             codec_source: where the frame codec's weights are, if not where the checkpoint says.
             vocoder: "griffin-lim" to do without the trained vocoder of a checkpoint.
+            text_source: where the text encoder's weights are, if not where the checkpoint says.
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
             channels: "mean" or "first", how sound that is given becomes mono, if not as in training.
             speed: skip, tables, as of the class.
@@ -101,7 +109,7 @@ class AVPipeline:
         spec = AVSpec.load(folder) if stored else released_spec(model, str(source), audio_scale)
         if audio_scale is not None and audio_scale != spec.audio_scale:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
-        overrides = {"codec_source": codec_source, "vocoder": vocoder, "channels": channels}
+        overrides = {"codec_source": codec_source, "vocoder": vocoder, "text_source": text_source, "channels": channels}
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
         return cls(model, AVCodec.load(folder, spec), device, dtype, **speed)
 
@@ -111,8 +119,22 @@ class AVPipeline:
             self.model.save_pretrained(part)
             self.codec.save(part)
 
-    def label(self, y: Tensor | int | None) -> Tensor | None:
-        """Labels as the sampler takes them; None becomes the null label of a model with classes."""
+    def _text_encoder(self) -> TextEncoder:
+        if not self.spec.text_encoder:
+            raise ValueError("this model was trained without text, so it takes no prompt; leave it out")
+        return load_text_encoder(self.spec.text_encoder, self.spec.text_source).to(self.device)
+
+    def label(self, y: Label) -> Tensor | None:
+        """Labels as the sampler takes them: of classes, or of texts, which are encoded here.
+
+        None becomes the null label of a model with classes or text, and so does a text without a word.
+        """
+        texts = [y] if isinstance(y, str) else y
+        if isinstance(texts, Sequence) and texts and isinstance(texts[0], str):
+            labels = torch.tensor([self.prompts.label(text) for text in texts])
+            return labels[0] if isinstance(y, str) else labels
+        if self.model.text_width:
+            return self._known_text(torch.as_tensor(NULL_TEXT if y is None else y))
         if not self.model.num_classes:
             if y is not None:
                 raise ValueError(f"y is {y}, but this model has no classes; leave it out")
@@ -123,36 +145,58 @@ class AVPipeline:
             raise ValueError(f"class {y.tolist()} does not exist; this model has {null} classes, 0 to {null - 1}")
         return y
 
+    def _known_text(self, y: Tensor) -> Tensor:
+        if y.min() < NULL_TEXT or y.max() >= len(self.prompts.said.texts):
+            raise ValueError(f"label {y.tolist()} is that of no text; give the text itself")
+        return y
+
     @property
     def cfg_scale(self) -> float:
-        """Class guidance where none is given: 2 for a model that we trained with classes, which 1 often ignores.
+        """Guidance where none is given: 2 for a model that we trained with classes or text, which 1 often ignores.
 
         A released checkpoint, known by its missing step of training, keeps 1, by which its figures were made.
         """
         return 2.0 if self.model.has_null_label and self.spec.step else 1.0
 
-    def velocity(self, cfg_scale: float | None = None, num_timesteps: int = 2) -> Callable:
-        """The model as the sampler calls it: its inputs in its dtype, class guidance around it.
+    def velocity(
+        self, cfg_scale: float | None = None, num_timesteps: int = 2, negative: str | Sequence[str] = ""
+    ) -> Callable:
+        """The model as the sampler calls it: its inputs in its dtype, guidance by class or text around it.
 
-        cfg_scale: of class guidance, 1 for none, None for the pipeline's own.
+        cfg_scale: of guidance, 1 for none, None for the pipeline's own.
         num_timesteps: of the schedule, whose times have a table; other times are computed.
+        negative: text that guidance leads away from, in place of the null text; of all rows, or of each.
         """
         steps = num_timesteps * self.model.predict_frames if self.tables else None
-        tabled = self._tabled.setdefault(steps, TabledFLAV(self.model, steps))
+        tabled = self._tabled.setdefault(steps, TabledFLAV(self.model, steps, self._prompt_vectors))
 
         def model(v: Tensor, a: Tensor, t: Tensor, **conditions) -> tuple[Tensor, Tensor]:
             return tabled(v.to(self.dtype), a.to(self.dtype), t, **conditions)
 
         cfg_scale = self.cfg_scale if cfg_scale is None else cfg_scale
         if cfg_scale != 1 and not self.model.has_null_label:
-            raise ValueError(f"cfg scale {cfg_scale} needs a model with classes and a null label; use 1")
-        return class_guided(model, cfg_scale, self.model.num_classes)
+            raise ValueError(f"cfg scale {cfg_scale} needs a model with classes or text and a null label; use 1")
+        if not any([negative] if isinstance(negative, str) else negative):
+            return class_guided(model, cfg_scale, self.model.null_label)
+        if cfg_scale == 1:
+            raise ValueError(
+                f"negative prompt {negative!r} needs guidance to lead away from it; give a cfg scale above 1"
+            )
+        return class_guided(model, cfg_scale, self.label(negative))
 
-    def windows(self, samples: list[int], y: Tensor | int | None = None, seed: int = 0) -> Window:
+    def _prompt_vectors(self) -> Tensor | None:
+        """(P,D_t) of the prompts so far, on the device; what is there is not sent again."""
+        if not self.model.text_width:
+            return None
+        if self._sent is None or len(self._sent) != len(self.prompts.said.texts):
+            self._sent = self.prompts.said.vectors.to(self.device)
+        return self._sent
+
+    def windows(self, samples: list[int], y: Label = None, seed: int | Tensor = 0) -> Window:
         """Windows of pure noise, one for each stream of `samples`, before their first step.
 
         Args:
-            y: one label for all, (samples,) or (samples, window) of them.
+            y: one label or text for all, or one for each; or labels (samples, window). seed: of all, or (samples,).
         """
         y = self.label(y)
         y = y.expand(len(samples)) if y is not None and y.ndim == 0 else y
@@ -175,26 +219,27 @@ class AVPipeline:
         self,
         samples: list[int],
         frames: int,
-        y: Tensor | int | None = None,
-        seed: int = 0,
+        y: Label = None,
+        seed: int | Tensor = 0,
         num_timesteps: int = 2,
         cfg_scale: float | None = None,
+        negative: str | Sequence[str] = "",
         known: Callable | None = None,
         guidance: Guidance | None = None,
     ) -> Clips:
         """Whole clips of a batch of streams; a clip depends on (seed, its number) and not on its neighbours.
 
         Args:
-            samples: number of each stream under the seed. frames: length of each. y: label of all, or (B,).
-            num_timesteps: steps n per frame. cfg_scale: as of `velocity`. known, guidance: as in `advance`.
+            samples: number of each stream under the seed. frames: length of each. y, seed: as of `windows`.
+            num_timesteps: steps n per frame. cfg_scale, negative: as of `velocity`. known, guidance: as in `advance`.
         """
         how = dict(known=known, guidance=guidance, skip=self.skip)
-        velocity = self.velocity(cfg_scale, num_timesteps)
+        velocity = self.velocity(cfg_scale, num_timesteps, negative)
         emitted = list(roll(self.windows(samples, y, seed), velocity, num_timesteps, frames, **how))
         v, a = torch.stack([e.v for e in emitted], 1), torch.stack([e.a for e in emitted], 1)
         return Clips(*self.codec.decode(v, a), v, a)
 
-    def new_stream(self, sample: int = 0, y: Tensor | int | None = None, seed: int = 0) -> StreamState:
+    def new_stream(self, sample: int = 0, y: Label = None, seed: int = 0) -> StreamState:
         """A stream before its first step."""
         return self._state(self.windows([sample], y, seed), num_timesteps=1)
 
@@ -204,7 +249,7 @@ class AVPipeline:
         wave: Tensor,
         before: int = 0,
         sample: int = 0,
-        y: Tensor | int | None = None,
+        y: Label = None,
         seed: int = 0,
     ) -> StreamState:
         """A stream whose past is the end of a real clip: it gives out that past again, then goes on.
@@ -228,11 +273,11 @@ class AVPipeline:
 
     def _state(self, window: Window, num_timesteps: int) -> StreamState:
         v, a = window.v[0, :0], window.a[0, :0]
-        return StreamState(window, num_timesteps, v, a, torch.zeros(0, device=self.device))
+        return StreamState(window, num_timesteps, v, a, torch.zeros(0, device=self.device), said=self.prompts.said)
 
     def stream(
         self,
-        y: Tensor | int | None = None,
+        y: Label = None,
         sample: int = 0,
         seed: int = 0,
         frames: int | None = None,
@@ -259,8 +304,10 @@ class AVPipeline:
     @cached_property
     def checksum(self) -> str:
         """SHA-256 of all weights and facts, by which a saved stream knows its model."""
-        facts = {**asdict(replace(self.spec, codec_source=None)), **self.model._hub_mixin_config}
+        facts = {**asdict(replace(self.spec, codec_source=None, text_source=None)), **self.model._hub_mixin_config}
         del facts["channels"]  # of sound that is given, which a film that goes on without it need not know
+        if not self.model.text_width:  # films of before there was text go on
+            del facts["text_encoder"], facts["text_source"], facts["text_width"]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for part in (self.model, self.codec.frames, self.codec.vocoder):
             for name, weight in part.state_dict().items():

@@ -130,7 +130,13 @@ def examine(
 
 
 def conditioned_streams(
-    pipe: AVPipeline, given: str, method: str, guidance_scale: float, num_timesteps: int, cfg_scale: float
+    pipe: AVPipeline,
+    given: str,
+    method: str,
+    guidance_scale: float,
+    num_timesteps: int,
+    cfg_scale: float,
+    negative: str = "",
 ) -> Streams:
     """Streams in which one modality is given and the other generated.
 
@@ -149,6 +155,7 @@ def conditioned_streams(
         picture=modality is Modality.AUDIO,
         sound=modality is Modality.VIDEO,
         resumable=False,
+        negative=negative,
     )
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from data.folders import composed, nearest_path
 from models import FLAV
 from models.codec import CODECS
+from models.text import TEXT_ENCODERS
 from vocoder import VOCODERS
 from vocoder.mel import HOP, SAMPLE_RATE
 
@@ -25,6 +26,7 @@ CHOICES = {
     "channels": ("mean", "first"),
     "codec": tuple(CODECS),
     "vocoder": tuple(VOCODERS),
+    "text_encoder": (None, *TEXT_ENCODERS),
 }
 LARGEST, LONGEST = 2**31 - 1, 40  # number and text in a config
 FILES = ["config.json", "model.safetensors", "pipeline.json", "vocoder/*", "codec/*"]  # of a checkpoint
@@ -46,6 +48,8 @@ class AVSpec:
     codec: str = "sd-vae"
     codec_source: str | None = None  # local directory or hub id; None the codec's default, or codec/ in the checkpoint
     vocoder: str = "griffin-lim"
+    text_encoder: str | None = None  # of the texts that the model follows; None for a model without text
+    text_source: str | None = None  # local directory or hub id of the encoder's weights; None the encoder's default
     class_names: tuple[str, ...] = ()
     step: int = 0  # of training
 
@@ -61,7 +65,8 @@ class AVSpec:
             raise ValueError(f"audio scale {shown(self.audio_scale)} is not positive; take about 1 / std of the mel")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name} {shown(getattr(self, name))} is unknown; choose one of {', '.join(choices)}")
+                known = ", ".join(choice for choice in choices if choice)
+                raise ValueError(f"{name} {shown(getattr(self, name))} is unknown; choose one of {known}")
 
     def _check_types(self) -> None:
         """Facts come from files of others: each must be what its annotation says, sizes and rates above 0."""

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from diffusion.noise import Modality
 from diffusion.rolling import Window
+from models.flav import NULL_TEXT
+from pipeline.prompts import Said
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class StreamState:
 
     window: of one row. num_timesteps: steps n per frame, in which the window counts. v (P,C,h,w), a (P,S,M): frames
     that were made but wait for their sound. sound: samples of the next frame that are known already. voice: state of
-    the vocoder stream. past: of an extended clip.
+    the vocoder stream. past: of an extended clip. said: the texts that labels of the window stand for.
     """
 
     window: Window
@@ -56,6 +58,7 @@ class StreamState:
     sound: Tensor
     voice: dict[str, Tensor] = field(default_factory=dict)
     past: Past | None = None
+    said: Said | None = None
 
     @property
     def frame(self) -> int:
@@ -82,7 +85,12 @@ class StreamState:
 
     def save(self, path: Path, **facts) -> None:
         """Write a safetensors file with `facts` beside the state; it appears complete or not at all."""
-        tensors = {f"window.{k}": x for k, x in vars(self.window).items() if x is not None}
+        window = self.window
+        if self.said and self.said.texts:
+            said, y = self.said.only(window.y)
+            window, facts = replace(window, y=y), {**facts, "prompts": said.texts}
+        tensors = {f"window.{k}": x for k, x in vars(window).items() if x is not None}
+        tensors |= {"said.vectors": said.vectors} if "prompts" in facts else {}
         tensors |= {"v": self.v, "a": self.a, "sound": self.sound}
         tensors |= {f"voice.{k}": x for k, x in self.voice.items()}
         facts["num_timesteps"] = self.num_timesteps
@@ -109,7 +117,8 @@ class StreamState:
             past = _part(tensors, "past")
             past = Past(**past, first=facts["past_first"], seed=facts["past_seed"]) if past else None
             made = (tensors[key] for key in ("v", "a", "sound"))
-            state = cls(window, facts["num_timesteps"], *made, _part(tensors, "voice"), past)
+            said = Said(tuple(facts["prompts"]), tensors["said.vectors"]) if "prompts" in facts else None
+            state = cls(window, facts["num_timesteps"], *made, _part(tensors, "voice"), past, said)
             _check(state, facts)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
@@ -130,11 +139,24 @@ def _check(state: StreamState, facts: dict) -> None:
     shapes = [(x.shape[1:], window.v.shape[2:], y.shape[1:], window.a.shape[2:]) for x, y in frames]
     if any(v != of_v or a != of_a for v, of_v, a, of_a in shapes) or state.sound.ndim != 1:
         raise ValueError("its frames differ in shape")
+    _check_said(state)
     base = facts.get("base", "state")
     if not isinstance(base, str) or base in ("", "..") or base != Path(base).name:
         raise ValueError(f"its base {shown(base)} is no plain file name")
+    if not isinstance(facts.get("negative", ""), str):
+        raise ValueError(f"its negative prompt {shown(facts['negative'])} is no text")
     if type(facts.get("cfg_scale", 1.0)) not in (int, float):
         raise ValueError(f"its cfg scale {shown(facts['cfg_scale'])} is no number")
+
+
+def _check_said(state: StreamState) -> None:
+    said, y = state.said, state.window.y
+    if said and (not all(isinstance(text, str) for text in said.texts) or said.vectors.ndim != 2):
+        raise ValueError("its prompts are no texts")
+    if said and (len(said.vectors) != len(said.texts) or y is None or not NULL_TEXT <= int(y.min())):
+        raise ValueError("its prompts are not as many as their vectors")
+    if said and int(y.max()) >= len(said.texts):
+        raise ValueError("its labels have no prompt")
 
 
 def _part(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -88,7 +88,8 @@ class Streams:
 
     Args:
         pipe: an `AVPipeline`.
-        num_timesteps, cfg_scale, guidance: of all streams; cfg_scale None is the pipeline's own.
+        num_timesteps, cfg_scale, guidance, negative: of all streams; cfg_scale None is the pipeline's own, negative the
+            text that it leads away from.
         t: flow time at which given frames are shown; None for the schedule's own.
         picture, sound: whether frames and wave are decoded; a given modality needs neither.
         resumable: let a stream run on behind its end until that has its whole sound, so that it ends as if cut there
@@ -105,9 +106,11 @@ class Streams:
         picture: bool = True,
         sound: bool = True,
         resumable: bool = True,
+        negative: str = "",
     ):
+        self.negative = negative
         self.pipe, self.n, self.cfg_scale, self.guidance, self.t = pipe, num_timesteps, cfg_scale, guidance, t
-        self.velocity = pipe.velocity(cfg_scale, num_timesteps)
+        self.velocity = pipe.velocity(cfg_scale, num_timesteps, negative)
         self.picture, self.sound, self.resumable = picture, sound, resumable
         S = pipe.codec.spec.mel_per_frame
         self.run_on = math.ceil(pipe.codec.vocoder.ahead(S) / S) if resumable and sound else 0  # frames behind an end
@@ -129,7 +132,7 @@ class Streams:
         Args:
             frames: index at which it ends; None for never.
             given: latents of a modality that is not generated, by frame.
-            labels: class of each frame, instead of the state's own.
+            labels: class or prompt (`AVPipeline.label`) of each frame, instead of the state's own.
         Raises:
             ValueError: the name is taken, or the end is past already.
         """
@@ -142,6 +145,8 @@ class Streams:
         if not self.sound:  # what waits for its sound goes out without it
             state = replace(state, sound=state.sound[:0], voice={})
         window = self.pipe.placed(state.window)
+        if state.said and state.said.texts:
+            window = replace(window, y=self.pipe.prompts.take(state.said)[window.y])
         if labels:
             window = replace(window, y=torch.tensor([[labels(int(k)) for k in window.frames[0]]]))
         self.waiting = self.waiting | {name: self._begun(state)}
@@ -174,7 +179,7 @@ class Streams:
         if rest.any():
             raise ValueError(f"num_timesteps cannot change from {self.n} to {n} in mid-frame; change it between frames")
         self.window, self.n = replace(self.window, step=step), n
-        self.velocity = self.pipe.velocity(self.cfg_scale, n)
+        self.velocity = self.pipe.velocity(self.cfg_scale, n, self.negative)
 
     def leave(self, name: str) -> StreamState:
         """Take a stream out; the state goes on elsewhere or later."""
@@ -272,7 +277,8 @@ class Streams:
 
     def _state(self, window: Window, past: Past | None, waiting: _Waiting) -> StreamState:
         past = past and past.since(int(window.first))
-        return StreamState(window, self.n, waiting.v, waiting.a, waiting.sound, waiting.voice, past)
+        said, sounding = self.pipe.prompts.said, (waiting.sound, waiting.voice)
+        return StreamState(window, self.n, waiting.v, waiting.a, *sounding, past, said)
 
     def _drop(self, name: str) -> None:
         """Take a stream's row out of the window."""

@@ -25,8 +25,8 @@ def fixtures() -> Path:
 def small_preset():
     """FLAV-mini, of which other tests need not know; what the device can do is measured by the first run alone."""
     from models import FLAV_presets
-    from pipeline import ceiling
     from tests.small_train import SMALL
+    from training import ceiling
 
     measured = functools.cache(ceiling.matmul_ceiling)
     with patch.dict(FLAV_presets, SMALL), patch.object(ceiling, "matmul_ceiling", measured):

@@ -22,8 +22,8 @@ from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 ENV = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
-SLOW = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure", "evaluation.measures", "pipeline.prepare",
-        "pipeline.learner", "pipeline.conditional"]  # fmt: skip
+SLOW = ["torch._dynamo", "torch.utils.tensorboard", "matplotlib.figure", "evaluation.measures", "training.prepare",
+        "training.learner", "pipeline.conditional"]  # fmt: skip
 LIMIT = 300  # s, after which a process hangs
 
 

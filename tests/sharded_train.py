@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 
-import pipeline.training
 import train
+import training.draws
 from tests import small_train
 
 CONFIG = Path(__file__).parents[1] / "configs/accelerate/fsdp_8.yaml"
@@ -76,7 +76,7 @@ def main() -> None:
     os.environ |= {RENAMED.get(name, name.upper()): str(value) for name, value in settings.items()}
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     AcceleratorState.__init__ = as_with_accelerators(AcceleratorState.__init__)
-    pipeline.training.Draws.__call__ = broken_step(pipeline.training.Draws.__call__)
+    training.draws.Draws.__call__ = broken_step(training.draws.Draws.__call__)
     held, dtypes, prepare, register = {}, set(), Accelerator.prepare, Accelerator.register_for_checkpointing
 
     def prepared(self, model, optimiser):

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
 from models import FLAV_presets
-from pipeline import ceiling
-from pipeline.storage import Journal
+from training import ceiling
+from training.storage import Journal
 
 SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], "hidden_size": 32, "depth": 2, "num_heads": 2}}
 LINGERS = int(os.environ.get("LINGERS", 0))

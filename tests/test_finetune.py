@@ -9,17 +9,11 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.flow import WEIGHTS, flow_loss
 from models import FLAV, FLAV_presets
-from pipeline import AVSpec, finetune
-from pipeline.ema import EMA
-from pipeline.finetune import (
-    add_lora,
-    freeze,
-    initialise,
-    load_adapter,
-    merged,
-    save_adapter,
-    trainable,
-)
+from pipeline import AVSpec
+from pipeline.adapter import FILES, load_adapter
+from training.ema import EMA
+from training.finetune import freeze, initialise, trainable
+from training.lora import add_lora, merged, save_adapter
 
 CONFIG = dict(latent_size=4, hidden_size=16, depth=2, num_heads=2, mlp_ratio=2.0, num_classes=3, predict_frames=4)
 CONFIG |= dict(n_mels=6, audio_fr=2, in_channels=3)
@@ -345,7 +339,7 @@ def test_adapter_that_peft_would_scale_otherwise_is_refused(tmp_path):
         load_adapter(flav(), tmp_path)
 
 
-@pytest.mark.parametrize("name", finetune.ADAPTER_FILES)
+@pytest.mark.parametrize("name", FILES)
 def test_missing_or_damaged_adapter_file_is_named(tmp_path, name):
     save_adapter(with_lora(), tmp_path, {})
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:20])
@@ -367,7 +361,7 @@ def test_failed_save_leaves_the_adapter_that_was_there(tmp_path, monkeypatch):
 def test_saving_twice_writes_the_same_bytes(tmp_path):
     for folder in ("a", "b"):
         save_adapter(with_lora(), tmp_path / folder, {})
-    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in finetune.ADAPTER_FILES)
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in FILES)
 
 
 def test_adapter_goes_on_a_plain_model_only(tmp_path):

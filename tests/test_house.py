@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = ("models", "diffusion", "data", "vocoder", "metrics")
-JOINTS = ("pipeline", "evaluation")  # where leaves meet
+JOINTS = ("pipeline", "training", "evaluation")  # where leaves meet: to generate, to learn, to measure
 ROOMS = (*LEAVES, *JOINTS)
 SHARED = ("cli", "conditional")  # by scripts
 SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem not in SHARED)
@@ -64,6 +64,13 @@ def test_libraries_that_take_seconds_to_import_wait_until_they_are_needed():
     slow = {"diffusers", "transformers", "peft"}
     assert any(imports(path) & slow for path in files(*ROOMS))
     assert not [path for path in files(*ROOMS) if imports(path, inside=False) & slow]
+
+
+def test_what_generates_knows_nothing_of_what_learns():
+    """Training samples, too; sampling does not train. Measuring reads films, whoever made them."""
+    assert not [path for path in files("pipeline") if imports(path) & {"training", "evaluation"}]
+    assert not [path for path in files("evaluation") if imports(path) & {"training", "pipeline"}]
+    assert not [path for path in files("training") if "evaluation" in imports(path)]
 
 
 def test_no_room_imports_a_script():

@@ -14,21 +14,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import cli
-import pipeline.encode
 import prepare
+import training.encode
 from data.av import MediaError, write_clip
 from data.clips import ClipDataset, clip_sound
 from data.prepared import PreparedDataset, is_prepared
 from data.synthetic import write_dataset
 from models.codec import PatchPCA
 from pipeline import AVCodec, AVSpec
-from pipeline.encode import BLOCK, encode_files, picture_blocks, sound_blocks
-from pipeline.prepare import MEL_DB, WINDOW, encode_file, hash_codec
 from tests.closeness import assert_close_by_size
 from tests.gaps import write_jumping
 from tests.kills import kill_when
 from tests.processes import Script, run_ranks
 from tests.small_prepare import SHOWN
+from training.encode import BLOCK, encode_files, picture_blocks, sound_blocks
+from training.prepare import MEL_DB, WINDOW, encode_file, hash_codec
 from vocoder import GriffinLim, log_mel, to_model
 
 FRAMES = BLOCK + 8  # of the videos: two blocks each
@@ -359,7 +359,7 @@ def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_she
     write_clip(train / "red" / "silent.mp4", torch.zeros(20, 16, 16, 3, dtype=torch.uint8), torch.zeros(32000))
     write_jumping(train / "red" / "jump.mp4", picture=5)
     write_jumping(train / "red" / "hole.mp4", sound=5)
-    frames = pipeline.encode.iter_frames
+    frames = training.encode.iter_frames
 
     def damaged(path, *args):
         if Path(path).name == "ball_00004.mp4":
@@ -367,7 +367,7 @@ def test_unusable_videos_are_skipped_with_their_reasons(videos, tmp_path, no_she
             raise MediaError(f"{path} cannot be decoded; replace it")
         yield from frames(path, *args)
 
-    monkeypatch.setattr(pipeline.encode, "iter_frames", damaged)
+    monkeypatch.setattr(training.encode, "iter_frames", damaged)
     bars = []
     monkeypatch.setattr(cli, "bar", lambda desc: lambda work, total=None: bars.append(desc) or work)
     out = run(videos, tmp_path / "out", "--codec=patch-pca")

@@ -16,15 +16,15 @@ from accelerate.utils import DistributedType
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-import pipeline.training
 import train
+import training.draws
 from data.synthetic import write_dataset
-from pipeline.ema import EMA
-from pipeline.sharding import State, check_sharding
-from pipeline.storage import checkpoints
 from tests.kills import lines
 from tests.processes import ENV, LIMIT, ROOT, run_ranks
 from tests.sharded_train import BROKEN, broken_step
+from training.ema import EMA
+from training.sharding import State, check_sharding
+from training.storage import checkpoints
 
 pytestmark = pytest.mark.usefixtures("small_preset")
 GLOBAL_BATCH, STEPS = 4, 6
@@ -124,7 +124,7 @@ def whole(balls, tmp_path_factory):
     """A run of one process that keeps all weights, with the step that is not finite."""
     experiment = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.training.Draws, "__call__", broken_step(pipeline.training.Draws.__call__))
+        patch.setattr(training.draws.Draws, "__call__", broken_step(training.draws.Draws.__call__))
         train.main(argv(balls, experiment, 1))
     (experiment / "names.json").write_text(json.dumps(parameter_names(experiment)))
     return experiment

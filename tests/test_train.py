@@ -15,18 +15,18 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 
 import cli
-import pipeline.training
 import prepare
 import train
+import training.learner
 from data.av import MediaError, probe, read_audio
 from data.clips import ClipDataset
 from data.latents import LatentDataset
 from data.synthetic import write_dataset
 from pipeline import AVPipeline, AVSpec
-from pipeline.storage import checkpoints
 from tests.closeness import assert_close_by_size
 from tests.kills import kill_when, lines
 from tests.processes import Script, run
+from training.storage import checkpoints
 
 pytestmark = pytest.mark.usefixtures("small_preset")
 SMALL = {"image-size": 64, "codec": "patch-pca", "n-mels": 64, "model": "FLAV-mini", "sample-every": 0, "log-every": 1}
@@ -450,14 +450,14 @@ def test_released_training_line_runs_with_tiny_substitutes(balls, tmp_path):
 
 
 def test_step_whose_loss_is_not_finite_is_skipped_and_counted(latents, tmp_path, monkeypatch):
-    step, flow_loss = iter(range(100)), pipeline.training.flow_loss
+    step, flow_loss = iter(range(100)), training.learner.flow_loss
 
     def sometimes(*args, **how):
         loss = flow_loss(*args, **how)
         training = torch.is_grad_enabled()  # and not the loss of the averaged weights, for the log
         return loss._replace(total=loss.total * math.nan) if training and next(step) == 2 else loss
 
-    monkeypatch.setattr(pipeline.training, "flow_loss", sometimes)
+    monkeypatch.setattr(training.learner, "flow_loss", sometimes)
     train.main(argv(latents, tmp_path, "--num-workers", 0, "--batch-size", 2, "--max-steps", 4, "--ckpt-every", 1,
                     "--ckpt-limit", 4))  # fmt: skip
     before, after, later = (state(tmp_path, n) for n in (2, 3, 4))
@@ -530,7 +530,7 @@ def test_folder_of_corrupt_files_only(tmp_path, capsys):
 )
 def test_argument_that_cannot_be_is_refused_before_training(balls, tmp_path, capsys, monkeypatch, more, said):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("pipeline.encode.measure_audio_scale", lambda *_: pytest.fail("long work had begun"))
+    monkeypatch.setattr("training.encode.measure_audio_scale", lambda *_: pytest.fail("long work had begun"))
     assert said in complaint(capsys, argv(balls, tmp_path / "E", *more))
     assert not (tmp_path / "E" / "checkpoints").exists() and not (tmp_path / "E" / "pipeline").exists()
 

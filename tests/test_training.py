@@ -11,9 +11,11 @@ import train
 from diffusion.flow import FlowLoss
 from diffusion.noise import Purpose, generator
 from diffusion.times import draw_times
-from pipeline.ema import EMA
-from pipeline.sharding import State
-from pipeline.training import BINS, Draws, Meter, learning_rate, skip_if_not_finite
+from training.draws import Draws
+from training.ema import EMA
+from training.learner import learning_rate, skip_if_not_finite
+from training.meter import BINS, Meter
+from training.sharding import State
 
 T, SHAPES = 4, ((4, 3, 2, 2), (4, 5, 6))
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import codec, forward, fusion, sample_clip, stream, subjects, summary, timing, train_step, vocoder
 from models import FLAV_presets
-from pipeline.ceiling import matmul_ceiling
+from training.ceiling import matmul_ceiling
 
 ONCE = ["--repeats", "2", "--warmup", "0"]
 TINY = ["--model", "FLAV-tiny", "--predict-frames", "3"]
@@ -19,8 +19,8 @@ VOICE = dict(upsample_initial_channel=32, resblock_kernel_sizes=(3,), resblock_d
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr("pipeline.ceiling.SIZE", {"cpu": 64})
-    monkeypatch.setattr("pipeline.ceiling.matmul_ceiling", partial(matmul_ceiling, seconds=0))
+    monkeypatch.setattr("training.ceiling.SIZE", {"cpu": 64})
+    monkeypatch.setattr("training.ceiling.matmul_ceiling", partial(matmul_ceiling, seconds=0))
     monkeypatch.setitem(FLAV_presets, "FLAV-tiny", FLAV_presets["FLAV-tiny"] | SMALLER)
     monkeypatch.setattr(subjects, "HIFIGAN", subjects.HIFIGAN | VOICE)
 

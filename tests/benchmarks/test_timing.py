@@ -9,7 +9,7 @@ import torch
 from benchmarks import subjects, timing
 from models import FLAV
 from models.costs import forward_flops
-from pipeline.ceiling import data_sheet_flops, matmul_ceiling, seconds_of
+from training.ceiling import data_sheet_flops, matmul_ceiling, seconds_of
 
 CPU = torch.device("cpu")
 

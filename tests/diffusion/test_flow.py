@@ -9,7 +9,7 @@ from einops import rearrange
 from diffusion.flow import NEGLIGIBLE_WEIGHT, WEIGHTS, flow_loss, interpolate, logit_normal_weight
 from diffusion.times import draw_times
 from models import FLAV, official
-from pipeline.ema import EMA
+from training.ema import EMA
 
 CASES = ["train_n6_logit", "train_n10_logit", "train_n6_uniform", "train_n10_uniform"]
 

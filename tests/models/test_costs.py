@@ -22,6 +22,7 @@ VARIANTS = [
     dict(num_classes=5),
     dict(num_classes=5, class_dropout_prob=0.0, prediction="data"),
     dict(causal_attn=False, audio_fr=7),
+    dict(text_width=40),
     dict(hidden_size=64, depth=3, predict_frames=2),
 ]
 RUNS = [(3, 2), (2, 1)]  # batch, T

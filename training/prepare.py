@@ -20,9 +20,9 @@ from data.frames import to_uint8
 from data.prepared import VERSION, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
 from models.codec import FrameCodec
 from pipeline.avcodec import AVCodec
-from pipeline.encode import BLOCK, make_codec, picture_blocks, sound_blocks
 from pipeline.spec import AVSpec
-from pipeline.storage import replaced_folder
+from pipeline.whole import replaced_folder
+from training.encode import BLOCK, make_codec, picture_blocks, sound_blocks
 
 SAME = ("codec", "codec_source", "image_size", "resize", "channels", "n_mels", "fps")  # of all runs on a folder
 DB = 20 / log(10)  # dB of a natural logarithm of a magnitude

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
-from pipeline.ema import EMA
+from training.ema import EMA
 
 
 def check_sharding(accelerator: Accelerator) -> None:

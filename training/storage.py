@@ -1,8 +1,7 @@
-"""What training leaves on disk: checkpoints and folders that are complete or not there, and a journal."""
+"""What training leaves on disk: checkpoints that are complete or not there, and a journal."""
 
 import json
 import logging
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -14,43 +13,14 @@ from accelerate import Accelerator
 from accelerate.utils import LoggerType, broadcast_object_list
 from safetensors import SafetensorError
 
+from pipeline.whole import readable
+
 if TYPE_CHECKING:
-    from pipeline.sharding import State  # imports what sampling does without
+    from training.sharding import State  # imports what is slow
 
 FACTS = "facts.json"  # of a checkpoint: its step, what must not change, the CRC-32 of each file and of these facts
 BLOCK = 2**24  # bytes of a file in memory at once
 log = logging.getLogger("train")
-
-
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends well, and vanishes otherwise.
-
-    What a killed process left of one goes with the next.
-    """
-    folder = Path(folder)
-    part, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        readable(part)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def readable(folder: Path) -> None:
-    """Give all files of a folder the mode that the umask gives: libraries write safetensors for their owner alone."""
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o666 & ~mask)
 
 
 def checkpoints(experiment: Path) -> list[Path]:

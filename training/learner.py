@@ -1,19 +1,21 @@
-"""What learns: a model with its optimiser and its average, as accelerate prepared them."""
+"""What learns: a model with its optimiser and its average, as accelerate prepared them, and a step of it."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
-from diffusion.flow import FlowLoss
-from pipeline.ema import EMA
-from pipeline.finetune import trainable
-from pipeline.sharding import State
-from pipeline.training import backward, batch_loss, skip_if_not_finite
+from diffusion.flow import FlowLoss, flow_loss
+from training.ema import EMA
+from training.finetune import trainable
+from training.sharding import State
 
 
 class Learner:
@@ -84,3 +86,59 @@ class Learner:
                 p.copy_(x)
             if isinstance(self.raw, FSDPModule):
                 self.raw.reshard()  # what it gathered of the average would serve the next step
+
+
+def backward(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: Callable, parts: int) -> FlowLoss:
+    """Loss of a batch and its gradients, in `parts` of equal size that follow each other, so with less memory.
+
+    Args:
+        inputs: of `flow_loss`, as `Draws` gives them.
+        parts: divides the batch; processes exchange gradients after the last one only.
+    """
+    losses = []
+    for i, part in enumerate(_parted(inputs, parts)):
+        with accelerator.no_sync(model) if i < parts - 1 else nullcontext():
+            with accelerator.autocast():  # which wraps a whole model already, not one in shards
+                losses.append(flow_loss(model, **part, weight=weight))
+            accelerator.backward(losses[-1].total / parts)
+    total, video, audio, *errors = zip(*losses)
+    means = (torch.stack(x).detach().mean() for x in (total, video, audio))
+    return FlowLoss(*means, *(torch.cat(x) for x in errors))
+
+
+def batch_loss(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: Callable, parts: int) -> Tensor:
+    """The total loss of `backward` alone, as a number on the device."""
+    with accelerator.autocast():
+        losses = [flow_loss(model, **part, weight=weight).total for part in _parted(inputs, parts)]
+    return torch.stack(losses).detach().mean()
+
+
+def _parted(inputs: dict, parts: int) -> Iterator[dict]:
+    """The batch in equal parts; what is None or a pair stays so."""
+    size = len(inputs["v"]) // parts
+
+    def cut(x, rows: slice):
+        return x if x is None else tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows]
+
+    for start in range(0, size * parts, size):
+        yield {name: cut(x, slice(start, start + size)) for name, x in inputs.items()}
+
+
+def skip_if_not_finite(accelerator: Accelerator, optimiser: AcceleratedOptimizer, norm: Tensor) -> Tensor:
+    """Make the optimiser's next step change nothing if the gradient's norm is not finite; returns the norm, whole.
+
+    Without a wait for the device: the fused kernel reads a flag there. A scaler of fp16 looks for infinities itself.
+    """
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if accelerator.scaler is None:
+        optimiser.optimizer.found_inf = (~norm.isfinite()).float()
+    return norm
+
+
+def learning_rate(step: int, base: float, warmup: int, schedule: str, last: int) -> float:
+    """Rate of a step: linear warm-up, then "constant", or "cosine" down to 5 % of the base at the last step."""
+    warm = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    if schedule == "constant":
+        return base * warm
+    left = min(1.0, (last - step) / max(1, last - warmup))
+    return base * warm * (0.05 + 0.95 * (1 - math.cos(math.pi * left)) / 2)

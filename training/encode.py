@@ -121,9 +121,9 @@ def encode_files(
 
 
 def encode_batch(batch: dict, codec: AVCodec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """mean, std (B,T,C,h,w), a (B,T,S,M) and labels (B,) of a batch, whether it comes as videos or as latents."""
+    """mean, std (B,T,C,h,w), a (B,T,S,M) of a batch on the device, come it as videos or as latents; and its labels."""
     if "frames" in batch:
         encoded = codec.encode(*(batch[key].to(device, non_blocking=True) for key in ("frames", "wave")))
     else:
         encoded = (batch[key].to(device, non_blocking=True) for key in ("mean", "std", "a"))
-    return *(x.to(dtype) for x in encoded), batch["y"].to(device, non_blocking=True)
+    return *(x.to(dtype) for x in encoded), batch["y"]

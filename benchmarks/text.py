@@ -1,0 +1,111 @@
+"""Does R-FLAV follow a text? Colour and event F1 on captioned balls: known phrasings, new ones, and after a switch.
+
+    python benchmarks/text.py --seeds 0 1 2 --out benchmarks/results/text_balls.json
+
+The demo's model and training, with `--text-encoder words` in the place of classes. A clip's colour is that of most of
+its frames. The switch is a film of red that turns blue: "turned" is the share of its films whose frames are all blue
+from one window after the switch on.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cli
+from benchmarks.events import FRAMES, RATE, look, score
+from demo import SAMPLING, TRAINING
+
+BATCH = 24  # clips sampled together
+SWITCH, END, WINDOW = 24, 48, 8  # frames
+
+
+def main(argv=None) -> None:
+    p = cli.Parser(__doc__.splitlines()[0])
+    p.add_argument("--seeds", type=cli.whole, nargs="+", default=[0], help="of training and sampling; the videos stay")
+    p.add_argument("--steps", type=cli.positive, default=2000, help="of every training")
+    p.add_argument("--train", type=cli.positive, default=256, help="videos to learn from")
+    p.add_argument("--clips", type=cli.positive, default=48, help="sampled by phrasings of training, and by others")
+    p.add_argument("--films", type=cli.positive, default=24, help="that switch")
+    p.add_argument("--seed", type=cli.whole, default=0, help="of the videos")
+    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/text_balls.json", help="JSON file")
+    args = p.parse_args(argv)
+    from data.synthetic import write_dataset
+
+    with TemporaryDirectory() as work:
+        data = Path(work) / "data"
+        write_dataset(data, args.train, args.clips, FRAMES, args.seed, captions=True)
+        runs = [measure(args, seed, data, Path(work) / f"seed_{seed}") for seed in args.seeds]
+    facts = {key: value for key, value in vars(args).items() if key != "out"}
+    cli.write_json(args.out, {"machine": cli.machine(), **facts, "training": " ".join(TRAINING.split()), "runs": runs})
+
+
+def measure(args, seed: int, data: Path, work: Path) -> dict:
+    """All figures of one training."""
+    began, real = time.perf_counter(), look(data / "test")
+    length = ("--max-steps", args.steps, "--ckpt-every", args.steps)
+    cli.call("train.py", "--data-path", data, "--experiment-dir", work / "run", "--text-encoder", "words",
+             *TRAINING.split(), *length, "--seed", seed)  # fmt: skip
+    seconds = time.perf_counter() - began
+    result = {"seed": seed, "training_seconds": round(seconds, 1)}
+    for split in ("train", "test"):
+        films, colours = clips(args, seed, split, work)
+        result[split] = {**score(films, real), "colour": share(colours)}
+    result["switch"] = switch(args, seed, real, work)
+    print(json.dumps({"seed": seed, **{name: result[name] for name in ("train", "test", "switch")}}))
+    return result
+
+
+def sampled(script: str, seed: int, work: Path, name: str, *how) -> list[tuple]:
+    """(frames, wave) of the films that a script makes."""
+    settings = ("--model-ckpt", work / "run/export", "--results-dir", work / name, "--seed", seed, "--device", "cpu")
+    cli.call(script, *settings, *SAMPLING.split(), *how)
+    return look(work / name, None)
+
+
+def clips(args, seed: int, split: str, work: Path) -> tuple[list[tuple], list[bool]]:
+    """Clips by the phrasings of a split, all colours in turn, and whether each has its colour."""
+    from data.synthetic import BALLS, captions_of
+
+    phrasings = list(zip(*(captions_of(ball, split) for ball in BALLS)))  # each with all colours
+    prompts = [phrasings[i // len(BALLS) % len(phrasings)][i % len(BALLS)] for i in range(args.clips)]
+    file = work / f"{split}.txt"
+    file.write_text("\n".join(prompts))
+    how = ("--prompts", file, "--video-length", FRAMES, "--batch-size", BATCH)
+    films = sampled("sample.py", seed, work, f"films_{split}", *how)
+    return films, [colour(frames) == i % len(BALLS) for i, (frames, _) in enumerate(films)]
+
+
+def switch(args, seed: int, real: list[tuple], work: Path) -> dict:
+    """Films of red that turn blue: F1 of both halves, and the share that is blue one window later and stays so."""
+    from data.synthetic import BALLS, FPS, ball_class, captions_of
+
+    blue, _, red = BALLS
+    schedule = f"0:{captions_of(red, 'train')[0]},{SWITCH}:{captions_of(blue, 'train')[0]}"
+    how = ("--prompt-schedule", schedule, "--num-videos", args.films, "--frames", END)
+    films, at = sampled("sample_long.py", seed, work, "switch", *how), SWITCH * RATE // FPS
+    turned = [all(ball_class(frames[SWITCH + WINDOW :]) == BALLS.index(blue)) for frames, _ in films]
+    before = [colour(frames[:SWITCH]) == BALLS.index(red) for frames, _ in films]
+    halves = [(frames[:SWITCH], wave[:at]) for frames, wave in films], [(f[SWITCH:], wave[at:]) for f, wave in films]
+    red_half, blue_half = (score(half, real) for half in halves)
+    return {"before": red_half, "after": blue_half, "red": share(before), "turned": share(turned)}
+
+
+def colour(frames) -> int:
+    """Label of the colour that most frames have; -1 without a ball."""
+    import numpy as np
+
+    from data.synthetic import ball_class
+
+    labels, counts = np.unique(ball_class(frames), return_counts=True)
+    return int(labels[counts.argmax()])
+
+
+def share(right: list[bool]) -> float:
+    return sum(right) / len(right)
+
+
+if __name__ == "__main__":
+    cli.run(main)

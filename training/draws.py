@@ -1,0 +1,97 @@
+"""The random part of a training step, as functions of (seed, step, place in the global batch)."""
+
+from collections.abc import Callable
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from diffusion.noise import TrainingDraws, sent, training_draws
+from diffusion.times import draw_times
+from models.text import Text
+
+
+class Draws:
+    """The random part of a step: what the loss needs, as functions of (seed, step, place in the global batch).
+
+    Args:
+        rows: places of this process in the global batch.
+        shapes: of one clip, (T,C,H,W) and (T,S,M).
+        theta: share of clips in pre-rolling. drop: share of labels that become `null_label`, for both branches alike.
+        null_label: None for a model without classes.
+        independent: share of clips whose picture and sound have different times (`paired_times`).
+        texts: captions -> Text, for a model with text; labels are then the captions of each clip's file.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        rows: range,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        theta: float,
+        drop: float,
+        null_label: int | None,
+        independent: float = 0.0,
+        texts: Callable[[Tensor], Text] | None = None,
+    ):
+        self.texts = texts
+        self.seed, self.rows, self.shapes = seed, rows, shapes
+        self.theta, self.drop, self.null_label, self.independent = theta, drop, null_label, independent
+
+    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
+        """Arguments of `flow_loss` for latents (B,T,...) of this process's clips.
+
+        y: on the CPU, (B,), or with texts (B,K), captions of a clip before -1 that fill the row.
+        """
+        drawn = training_draws(self.seed, step, self.rows, *self.shapes)
+        gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
+        posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
+        t_v, t_a = (sent(t, mean.device) for t in self._times(drawn))
+        said = self._said(drawn, y, mean)
+        return dict(v=mean + std * posterior, a=a, times=(t_v, t_a), noise=(eps_v, eps_a), **said)
+
+    def _said(self, drawn: TrainingDraws, y: Tensor, like: Tensor) -> dict:
+        """Labels or text, of which a share is dropped."""
+        if self.null_label is None:
+            return {"y": None}
+        y = chosen_captions(y, drawn.caption) if self.texts else y
+        y = y.masked_fill(drawn.drop < self.drop, self.null_label)
+        if not self.texts:
+            return {"y": sent(y, like.device)}
+        text = self.texts(y)
+        return {"y": None, "text": Text(sent(text.tokens.to(like.dtype), like.device), sent(text.mask, like.device))}
+
+    def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        """Times (B,T) of video and audio."""
+        early, T = drawn.pre_rolling < self.theta, self.shapes[0][0]
+        t, t_a = draw_times(drawn.w, early, T), draw_times(drawn.w_a, early, T)
+        return paired_times(t, t_a, drawn.independent, self.independent)
+
+
+def chosen_captions(captions: Tensor, u: Tensor) -> Tensor:
+    """One of each clip's captions (B,K), which stand before the -1 that fill a row: (B,), -1 where there is none.
+
+    Args:
+        u: (B,) uniform in [0, 1).
+    """
+    counts = (captions >= 0).sum(1)
+    chosen = (u * counts).long().clamp(max=captions.shape[1] - 1)
+    return captions.gather(1, chosen.unsqueeze(1)).squeeze(1)
+
+
+def paired_times(t: Tensor, t_a: Tensor, u: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Times (B,T) of video and audio: `t` for both, but in a share of the clips different ones.
+
+    Of these a quarter has a clean picture (t = 1 in every frame), a quarter a clean sound, and half have a sound at
+    `t_a`. The clean quarters are what A2V and V2A without guidance meet; independent phases alone, as in UniDiffuser
+    (Bao et al., 2023), would never show them. The other half lies between them and the common time, so that the model
+    learns to read its two times apart. Pure noise beside a clip is not trained: no mode of sampling asks for it.
+
+    Args:
+        t, t_a: (B,T) common times, and those of a second phase. u: (B,) uniform in [0, 1). share: in [0, 1].
+    """
+    u = rearrange(u, "b -> b 1")
+    picture, sound, phase = share / 4, share / 2, share  # the ends of the three kinds
+    t_v = t.masked_fill(u < picture, 1)
+    t_a = torch.where((sound <= u) & (u < phase), t_a, t)
+    return t_v, t_a.masked_fill((picture <= u) & (u < sound), 1)
