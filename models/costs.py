@@ -313,7 +313,8 @@ def _outer_bytes(s: _Sizes, stream: int, narrow: int) -> int:
     conditions = 2 * (narrow * (TIME_FEATURES + 2 * s.D) + _condition(s, stream, narrow))
     adaln = 4 * narrow * s.D
     heads = (s.N_v + s.N_a) * (_normed(s.D, stream) + narrow * s.D)
-    return inputs + s.frames * (conditions + adaln) + heads
+    texts = 2 * narrow * s.batch * s.text
+    return inputs + s.frames * (conditions + adaln) + heads + texts
 
 
 def tables() -> str:

@@ -266,7 +266,7 @@ class FLAV(
         if text is not None:
             return torch.where(text.there.unsqueeze(1), text.pooled().to(null.dtype), null).unsqueeze(1)
         if y is None or prompts is None:
-            return null.expand(clips, 1, -1)
+            return null.repeat(clips, 1, 1)
         return torch.cat([prompts.to(null.dtype), null.unsqueeze(0)])[y if y.ndim == 2 else y.unsqueeze(1)]
 
     def _label(self, table: nn.Embedding, y: Tensor | None, t: Tensor) -> Tensor:

@@ -379,7 +379,7 @@ def test_label_of_a_model_without_classes_is_refused():
 def test_guidance_and_no_label_need_a_null_label():
     pipe = small(class_dropout_prob=0.0)
     assert pipe.sample([0], 1, y=2).v.isfinite().all()
-    with pytest.raises(ValueError, match="needs a model with classes and a null label"):
+    with pytest.raises(ValueError, match="needs a model with classes or text and a null label"):
         pipe.sample([0], 1, y=2, cfg_scale=2.0)
     with pytest.raises(ValueError, match="does not exist"):
         pipe.sample([0], 1)

@@ -94,6 +94,6 @@ def test_pipeline_guides_as_the_scripts_do(checkpoint, untrained):  # noqa: F811
 
 
 def test_model_without_classes_is_not_guided_and_nothing_is_said():
-    model = SimpleNamespace(num_classes=0, has_null_label=False)
+    model = SimpleNamespace(conditional=False, text_width=0, has_null_label=False)
     args = SimpleNamespace(cfg_scale=None)
     assert cli.settle_guidance(args, SimpleNamespace(model=model, cfg_scale=1.0)) == "" and args.cfg_scale == 1

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import FLAV, FLAV_presets, costs
 from models.fusion import FUSIONS
+from models.text import Text
 
 SMALL = dict(
     latent_size=8, patch_size=2, hidden_size=48, depth=2, num_heads=4, mlp_ratio=2.5, n_mels=20, audio_fr=3,
@@ -38,7 +39,9 @@ def called(model, batch, T):
     device = model.video_patch_pos.device
     v, a = (torch.zeros(batch, T, *shape, device=device) for shape in model.frame_shapes)
     y = torch.zeros(batch, dtype=torch.long, device=device) if model.num_classes else None
-    dv, da = model(v, a, torch.full((batch, T), 0.5, device=device), y)
+    tokens = torch.zeros(batch, 3, model.text_width, device=device)
+    text = Text(tokens, torch.ones(batch, 3, dtype=torch.bool, device=device)) if model.text_width else None
+    dv, da = model(v, a, torch.full((batch, T), 0.5, device=device), y, text=text)
     return dv.sum() + da.sum()
 
 
