@@ -466,6 +466,7 @@ class Worker:
     def start(self) -> None:
         env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         env |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(self.root / "hub"), "TMPDIR": str(self.root)}
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(self.root / "inductor")  # torch leaves its own in the environment
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.process = subprocess.Popen(
             [sys.executable, __file__, str(self.root)], cwd=ROOT, env=env, text=True, **pipes

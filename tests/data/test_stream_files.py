@@ -522,7 +522,7 @@ def song(path, seconds):
 
 for frames, seconds in [(100, 20), (1000, 300)]:
     for suffix in ("mp4", "mkv"):
-        film(f"{sys.argv[1]}/{frames}.{suffix}", frames)
+        film(f"{sys.argv[1]}/{frames}_{suffix}.{suffix}", frames)  # a film of the same name is not replaced
     song(f"{sys.argv[1]}/{seconds}.wav", seconds)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
