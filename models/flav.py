@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import official
+from models.checkpoint import checkpoint_folder
 from models.fusion import FUSIONS
 from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, modulate, norm
 from models.text import Text
@@ -304,22 +305,8 @@ class FLAV(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **architecture
     ):
         """The mixin's loader, but strict, silent, safetensors only, and for released key names too."""
-        folder = Path(model_id)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=["config.json", "model.safetensors"],
-                )
-            )
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}; give a folder that train.py exported, or a hub id")
+        hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
+        folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
         model = cls(**architecture)
         model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
         return model.eval()
