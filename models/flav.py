@@ -14,12 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from models import official
 from models.checkpoint import checkpoint_folder
 from models.fusion import FUSIONS
-from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, modulate, norm
+from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm
 from models.text import Text
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
 NULL_TEXT = -1  # label of a frame that no prompt says anything of
-DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
 class Block(nn.Module):
@@ -222,7 +221,7 @@ class FLAV(
         )  # channel fastest inside a token
         da = self.audio_head(z, c_a, of_heads[1])
         if self.prediction == "data":
-            return _displacement(dv, v, t), _displacement(da, a, t_a)
+            return displacement(dv, v, t), displacement(da, a, t_a)
         return dv, da
 
     def conditions(
@@ -343,12 +342,6 @@ class FLAV(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         official.save(self.state_dict(), folder / "model.safetensors")
-
-
-def _displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Velocity that leads from x at time t to `clean` at time 1; 1 - t is floored where the division would blow up."""
-    left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
-    return (clean - x) / left.reshape(*t.shape, *[1] * (x.ndim - 2))
 
 
 def _check_architecture(latent_size: int, patch_size: int, fusion: str, prediction: str) -> None:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
+
 
 def norm(x: Tensor) -> Tensor:
     """LayerNorm over the last axis without weights, eps 1e-6: adaLN brings scale and shift (DiT, Sec. 3.2)."""
@@ -185,3 +187,15 @@ class Head(nn.Module):
         """x (B,T,N,D), c (B,T,D) -> (B,T,N,out); modulation: of c, if it is known already."""
         shift, scale = (self.modulation(c) if modulation is None else modulation).chunk(2, dim=-1)
         return self.linear(modulate(norm(x), shift, scale))
+
+
+def displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Velocity that leads from x at time t to `clean` at time 1, for networks that predict clean data.
+
+    1 - t is floored where the division would blow up.
+
+    Args:
+        clean, x: (B,T,...). t: (B,T), or (B,) for whole clips.
+    """
+    left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
+    return (clean - x) / left.reshape(*t.shape, *[1] * (x.ndim - t.ndim))

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import checkpoint_folder
-from models.flav import DATA_PREDICTION_FLOOR
-from models.layers import CrossAttention, Mlp, PatchEmbed, TimeEmbed, grid_positions, norm
+from models.layers import CrossAttention, Mlp, PatchEmbed, TimeEmbed, displacement, grid_positions, norm
 from models.text import Text
 
 STAGES = {  # of training -> the parts of the model that learn in it
@@ -203,7 +202,7 @@ class SyncFlow(
         dv, taps = self._see(v, t, tokens)  # of a frozen tower autograd keeps nothing
         da = self._hear(a, t_a, taps, tokens)
         if self.prediction == "data":
-            return _displacement(dv, v, t), _displacement(da, a, t_a)
+            return displacement(dv, v, t), displacement(da, a, t_a)
         return dv, da
 
     def _see(self, v: Tensor, t: Tensor, tokens: Text) -> tuple[Tensor, list[Tensor]]:
@@ -295,12 +294,6 @@ class SyncFlow(
         model = cls(**architecture)
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.eval()
-
-
-def _displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Velocity that leads from x (B,...) at time t (B,) to `clean` at time 1, as of `models.flav`."""
-    left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
-    return (clean - x) / left.reshape(-1, *[1] * (x.ndim - 1))
 
 
 SyncFlow_presets = {
