@@ -82,7 +82,7 @@ def flow_loss(
     Args:
         model: called as model(v_t, a_t, t, y=, t_a=, y_a=) -> (dv, da), with `conditions` such as text.
         v: (B,T,C,H,W) and a: (B,T,S,M) clean frames; y: (B,) or (B,T) labels or None, y_a: those of the sound.
-        times: (B,T), or a pair of them for video and audio.
+        times: (B,T), or (B,) of whole clips; or a pair of them for video and audio.
         noise: (eps_v, eps_a), shaped like v and a.
         weight: weight of a frame at time t.
     Returns:
@@ -92,10 +92,15 @@ def flow_loss(
     eps_v, eps_a = noise
     labels = conditions if y is None else {"y": y, "y_a": y_a, **conditions}
     dv, da = model(interpolate(v, eps_v, t_v), interpolate(a, eps_a, t_a), t_v, t_a=t_a, **labels)
-    error_v = _frame_error(dv, v - eps_v) * weight(t_v)
-    error_a = _frame_error(da, a - eps_a) * weight(t_a)
+    error_v = _frame_error(dv, v - eps_v) * _weighed(weight, t_v)
+    error_a = _frame_error(da, a - eps_a) * _weighed(weight, t_a)
     video, audio = error_v.mean(), error_a.mean()
     return FlowLoss(video + audio, video, audio, error_v.detach(), error_a.detach())
+
+
+def _weighed(weight: Callable, t: Tensor) -> Tensor:
+    """Weight of each frame, (B,T), or (B,1) of all frames of a clip."""
+    return weight(t if t.ndim == 2 else t.unsqueeze(1))
 
 
 def _frame_error(predicted: Tensor, target: Tensor) -> Tensor:

@@ -6,19 +6,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from huggingface_hub import PyTorchModelHubMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import official
+from models.checkpoint import checkpoint_folder
 from models.fusion import FUSIONS
-from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, modulate, norm
+from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm
 from models.text import Text
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
 NULL_TEXT = -1  # label of a frame that no prompt says anything of
-DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
 class Block(nn.Module):
@@ -221,7 +221,7 @@ class FLAV(
         )  # channel fastest inside a token
         da = self.audio_head(z, c_a, of_heads[1])
         if self.prediction == "data":
-            return _displacement(dv, v, t), _displacement(da, a, t_a)
+            return displacement(dv, v, t), displacement(da, a, t_a)
         return dv, da
 
     def conditions(
@@ -304,22 +304,8 @@ class FLAV(
         cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **architecture
     ):
         """The mixin's loader, but strict, silent, safetensors only, and for released key names too."""
-        folder = Path(model_id)
-        if not folder.is_dir():
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=["config.json", "model.safetensors"],
-                )
-            )
-        for name in ("config.json", "model.safetensors"):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(f"{folder} has no {name}; give a folder that train.py exported, or a hub id")
+        hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
+        folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
         model = cls(**architecture)
         model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
         return model.eval()
@@ -356,12 +342,6 @@ class FLAV(
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=2))
         official.save(self.state_dict(), folder / "model.safetensors")
-
-
-def _displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
-    """Velocity that leads from x at time t to `clean` at time 1; 1 - t is floored where the division would blow up."""
-    left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
-    return (clean - x) / left.reshape(*t.shape, *[1] * (x.ndim - 2))
 
 
 def _check_architecture(latent_size: int, patch_size: int, fusion: str, prediction: str) -> None:

@@ -1,4 +1,4 @@
-"""Parts that every FLAV block is made of: attention, adaptive layer norm, embeddings of time, output layers."""
+"""Parts that the blocks of all systems are made of: attention, adaptive layer norm, positions, time, output layers."""
 
 import math
 from functools import lru_cache
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
 def norm(x: Tensor) -> Tensor:
@@ -75,6 +77,67 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class CrossAttention(nn.Module):
+    """Attention of tokens to others, with queries and keys of unit size (QK norm): logits that cannot grow.
+
+    Also of tokens to themselves, where `forward` gets no others. Rotary positions (Su et al., 2021, arXiv 2104.09864)
+    turn queries and keys by the time that each token stands at.
+
+    Args:
+        of: width of the others.
+    """
+
+    def __init__(self, dim: int, num_heads: int, of: int | None = None):
+        super().__init__()
+        if dim % num_heads or dim // num_heads % 2:
+            raise ValueError(f"hidden size {dim} does not give {num_heads} heads of even width; choose other heads")
+        self.num_heads = num_heads
+        self.query, self.key_value = nn.Linear(dim, dim), nn.Linear(of or dim, 2 * dim)
+        self.query_norm, self.key_norm = (nn.RMSNorm(dim // num_heads, eps=1e-6) for _ in range(2))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        others: Tensor | None = None,
+        at: Tensor | None = None,
+        others_at: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (N,L,D) -> (N,L,D).
+
+        Args:
+            others: (N,K,of); None for x itself. at, others_at: (L,) and (K,) positions; None for none.
+            mask: (N,K) bool, which others there are.
+        """
+        others, others_at = (x, at) if others is None else (others, others_at)
+        q = self.query_norm(self.query(x).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+        k, w = self.key_value(others).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        k = self.key_norm(k)
+        if at is not None:
+            q, k = rotated(q, at), rotated(k, others_at)
+        mask = None if mask is None else mask[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, w, attn_mask=mask)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def rotated(x: Tensor, at: Tensor) -> Tensor:
+    """x (N,heads,L,d) with each pair of numbers turned by its position (L,) times its frequency 10^(-8 i / d)."""
+    angles = at.unsqueeze(-1).float() * frequencies(x.shape[-1], x.device)
+    cos, sin = (y.to(x.dtype) for y in (angles.cos(), angles.sin()))
+    one, two = x.chunk(2, dim=-1)
+    return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1)
+
+
+def grid_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
+    """Sinusoids of row and column for a grid of any size, (height * width, dim), row by row; dim a multiple of 4."""
+    rows, columns = (torch.arange(size, device=device).float() for size in (height, width))
+    parts = [position.unsqueeze(-1) * frequencies(dim // 2, device) for position in (rows, columns)]
+    of_row, of_column = (torch.cat([x.sin(), x.cos()], dim=-1) for x in parts)  # (size, dim / 2)
+    grid = of_row.unsqueeze(1).expand(-1, width, -1), of_column.unsqueeze(0).expand(height, -1, -1)
+    return torch.cat(grid, dim=-1).flatten(0, 1)
+
+
 @lru_cache(maxsize=16)
 def frequencies(width: int, device: torch.device) -> Tensor:
     """exp(-ln(10^4) i / half) for i in 0..half-1: (width / 2,) float32.
@@ -124,3 +187,15 @@ class Head(nn.Module):
         """x (B,T,N,D), c (B,T,D) -> (B,T,N,out); modulation: of c, if it is known already."""
         shift, scale = (self.modulation(c) if modulation is None else modulation).chunk(2, dim=-1)
         return self.linear(modulate(norm(x), shift, scale))
+
+
+def displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Velocity that leads from x at time t to `clean` at time 1, for networks that predict clean data.
+
+    1 - t is floored where the division would blow up.
+
+    Args:
+        clean, x: (B,T,...). t: (B,T), or (B,) for whole clips.
+    """
+    left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
+    return (clean - x) / left.reshape(*t.shape, *[1] * (x.ndim - t.ndim))

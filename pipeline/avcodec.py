@@ -80,7 +80,7 @@ class AVCodec:
         """pipeline.json, vocoder/, and codec/ where the codec was fitted."""
         self.spec.save(folder)
         self.vocoder.save(folder / "vocoder")
-        if self.frames.name == "patch-pca":
+        if self.frames.fitted:
             self.frames.save(folder / "codec")
 
     @classmethod

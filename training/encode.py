@@ -15,7 +15,7 @@ from data.clips import ClipDataset, Entry
 from data.frames import fit
 from data.latents import EncodedFile, LatentDataset
 from data.loudness import PEAK
-from models.codec import PatchPCA, check_size, load_codec
+from models.codec import CODECS, check_size, load_codec
 from pipeline.avcodec import AVCodec, make_vocoder
 from pipeline.spec import AVSpec
 from vocoder import log_mel, to_model
@@ -39,8 +39,8 @@ def make_codec(
         skip_damaged: fit to what can be decoded; else a file that cannot is an error.
         progress: wraps the files that are read, as tqdm does.
     """
-    if spec.codec == PatchPCA.name:
-        frames = PatchPCA.fit(_some_frames(dataset, skip_damaged, progress))
+    if CODECS[spec.codec].fitted:
+        frames = CODECS[spec.codec].fit(_some_frames(dataset, skip_damaged, progress))
     else:
         frames = load_codec(spec.codec, spec.codec_source)
     check_size(spec.image_size, spec.image_size, frames.factor, spec.codec)

@@ -10,8 +10,8 @@ from einops import rearrange
 from safetensors.torch import load_file
 
 from models import FLAV, FLAV_presets, layers, official
-from models.flav import DATA_PREDICTION_FLOOR
 from models.fusion import FUSIONS, JointAttention
+from models.layers import DATA_PREDICTION_FLOOR
 
 CASES = ["fwd_uncond_p1", "fwd_causal_p2", "fwd_class_causal_p1", "fwd_class_p2"]
 
