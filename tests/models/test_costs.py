@@ -142,7 +142,8 @@ def test_training_is_three_forward_passes_and_four_when_blocks_are_recomputed():
 @pytest.mark.parametrize("grad_ckpt", [False, True])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_activations_are_what_autograd_keeps_on_the_cpu(fusion, grad_ckpt, precision):
-    for variant, (batch, T) in zip(VARIANTS, itertools.cycle(RUNS)):
+    variants = VARIANTS if fusion == "c" else VARIANTS[::3]  # what a variant changes lies outside the fusion
+    for variant, (batch, T) in zip(variants, itertools.cycle(RUNS)):
         config = {**SMALL, **variant, "fusion": fusion, "grad_ckpt": grad_ckpt}
         kept, _ = kept_bytes(built(config, "cpu"), batch, T, precision)
         assert costs.activation_bytes(config, batch, T, precision) == pytest.approx(kept, rel=1e-3), (variant, batch, T)
