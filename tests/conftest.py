@@ -1,6 +1,7 @@
 """What every test shares: one thread, the fixtures' folder, and the parity cases of the official implementation."""
 
 import functools
+import gc
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,3 +48,9 @@ def parity():
         return SimpleNamespace(**{**case, **more})
 
     return load
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look through it after every few tests."""
+    gc.collect()
+    gc.freeze()
