@@ -89,14 +89,14 @@ def kept_bytes(model, batch, T, precision="fp32"):
     return tuple(sum(x.untyped_storage().nbytes() for x in storages[copied].values()) for copied in (False, True))
 
 
-@pytest.mark.parametrize("variant, fusion", list(itertools.product(VARIANTS, FUSIONS)), ids=str)
+@pytest.mark.parametrize("variant, fusion", [*((v, "c") for v in VARIANTS), *(({}, f) for f in FUSIONS)], ids=str)
 def test_parameters_are_the_models_own(variant, fusion):
     config = {**SMALL, **variant, "fusion": fusion}
     assert costs.parameters(config) == sum(p.numel() for p in built(config).parameters())
 
 
-@pytest.mark.parametrize("name", FLAV_presets)
-def test_parameters_of_every_preset_are_its_own(name):
+@pytest.mark.parametrize("name", ["FLAV-XL/2", "FLAV-L/1", "FLAV-S/8", "FLAV-tiny"])
+def test_parameters_of_presets_are_their_own(name):
     config = {**FLAV_presets[name], "num_classes": 9}
     assert costs.parameters(config) == sum(p.numel() for p in built(config).parameters())
 
@@ -118,9 +118,9 @@ def test_operations_of_every_fusion_are_those_that_torch_counts(fusion, batch, T
     assert costs.forward_flops(config, batch, T) == counted(config, batch, T)
 
 
-@pytest.mark.parametrize("variant, fusion", list(itertools.product(VARIANTS[1:], "ac")), ids=str)
-def test_operations_of_every_variant_are_those_that_torch_counts(variant, fusion):
-    config = {**SMALL, **variant, "fusion": fusion}
+@pytest.mark.parametrize("variant", VARIANTS[1:], ids=str)
+def test_operations_of_every_variant_are_those_that_torch_counts(variant):
+    config = {**SMALL, **variant, "fusion": "c"}
     assert costs.forward_flops(config, 2, 2) == counted(config, 2, 2)
 
 

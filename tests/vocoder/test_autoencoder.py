@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from diffusers import AutoencoderOobleck
 
 from tests.closeness import assert_close_by_size
 from vocoder.autoencoder import SOUND_CODECS, Oobleck
@@ -13,6 +12,8 @@ RATIOS = {"even": [2, 4, 4, 30], "odd": [2, 4, 8, 15]}  # 960 samples: 50 tokens
 @pytest.fixture(scope="module", params=["even", "odd"])
 def oobleck(request, tmp_path_factory):
     """(model, codec) of tiny size with random weights, saved and loaded as the library's own."""
+    from diffusers import AutoencoderOobleck  # seconds, which only the process that runs this file shall spend
+
     torch.manual_seed(0)
     model = AutoencoderOobleck(
         encoder_hidden_size=8,
