@@ -74,7 +74,7 @@ def test_clip_without_switches(tmp_path):
     assert len(record["rows"]) == 1
 
 
-@pytest.mark.parametrize("kind", ["griffin-lim", "hifigan"])
+@pytest.mark.parametrize("kind", ["hifigan", pytest.param("griffin-lim", marks=pytest.mark.slow)])
 def test_stream_and_its_reference_into_files(tmp_path, kind):
     short = ["--compare-frames", "2", "--frames", "5", "--vocoder", kind]
     rows = record_of(stream, tmp_path / "x.json", *TINY, *short)["rows"]

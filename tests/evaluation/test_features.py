@@ -229,7 +229,7 @@ def test_features_do_not_depend_on_the_batch_size(clips, whole, tmp_path, batch_
     assert_close_by_size(whole.features, run(clips, Cells(), tmp_path, batch_size).features)
 
 
-@pytest.mark.parametrize("kind", [Motion, Sound])
+@pytest.mark.parametrize("kind", [Sound, pytest.param(Motion, marks=pytest.mark.slow)])
 def test_features_of_the_real_networks_depend_on_the_batch_size_by_float32_rounding_only(
     clips, tmp_path, monkeypatch, kind
 ):
