@@ -93,7 +93,7 @@ class FrameCodec(nn.Module):
 
 
 class DiffusersCodec(FrameCodec):
-    """A pretrained autoencoder of the diffusers library; a subclass names it and says what its encoder returns."""
+    """A pretrained autoencoder of the diffusers library; a subclass names it, and says if it makes no distribution."""
 
     library_class: str
     default_source: str
@@ -105,6 +105,10 @@ class DiffusersCodec(FrameCodec):
         self.factor = 2 ** (len(model.config[self.channels_of_stages]) - 1)
         self.channels = model.config.latent_channels
         self.scale = model.config.scaling_factor
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.model.encode(x).latent_dist
+        return posterior.mean * self.scale, posterior.std * self.scale
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.model.decode(z / self.scale).sample
@@ -133,10 +137,6 @@ class SDVAE(DiffusersCodec):
     library_class = "AutoencoderKL"
     default_source = "stabilityai/sd-vae-ft-ema"  # or stabilityai/sd-vae-ft-mse
     channels_of_stages = "block_out_channels"
-
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.model.encode(x).latent_dist
-        return posterior.mean * self.scale, posterior.std * self.scale
 
 
 class DCAE(DiffusersCodec):
@@ -224,7 +224,7 @@ class PatchPCA(FrameCodec):
 
     def _decode(self, z: Tensor) -> Tensor:
         x = (rearrange(z, "n c h w -> n h w c") / self.scale) @ self.basis + self.mean  # (N,h,w,D)
-        return rearrange(x, "n h w (c p q) -> n c (h p) (w q)", c=3, p=self.factor)
+        return rearrange(x, "n h w (c p q) -> n c (h p) (w q)", c=self.values, p=self.factor)
 
     def save(self, folder: str | Path) -> None:
         folder = Path(folder)

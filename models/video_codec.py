@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from models.frame_codec import DiffusersCodec, FrameCodec, PatchPCA, as_floats, check_size, cut, deterministic
+from models.frame_codec import DiffusersCodec, FrameCodec, PatchPCA, as_floats
 
 
 class VideoCodec(FrameCodec):
@@ -76,10 +76,6 @@ class CogVideoX(VideoCodec, DiffusersCodec):
         super().__init__(model)
         self.temporal_factor = int(model.config.temporal_compression_ratio)
 
-    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        posterior = self.model.encode(x).latent_dist
-        return posterior.mean * self.scale, posterior.std * self.scale
-
 
 class Wan(VideoCodec, DiffusersCodec):
     """Wan's causal autoencoder (Wan team, 2025, arXiv 2503.20314), whose latents are normalised channel by channel."""
@@ -127,16 +123,14 @@ class BlockPCA(VideoCodec, PatchPCA):
 
         What is left of a clip after its last whole block is not looked at.
         """
-        x = as_floats(frames)
-        check_size(*x.shape[-2:], patch, cls.name)
-        clips = x.reshape(-1, *x.shape[-4:])
+        clips = as_floats(frames)
+        clips = clips.reshape(-1, *clips.shape[-4:])
         whole = clips[:, : clips.shape[1] // cls.temporal_factor * cls.temporal_factor]
-        return cut(cls.blocks(whole.transpose(1, 2)), patch).flatten(0, 2)
+        return super().to_patches(cls.blocks(whole.transpose(1, 2)), patch)
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = (cut(self.blocks(x), self.factor) - self.mean) @ self.basis.T * self.scale
-        return deterministic(rearrange(z, "(b n) h w c -> b c n h w", b=len(x)))
+        return tuple(rearrange(z, "(b n) c h w -> b c n h w", b=len(x)) for z in super()._encode(self.blocks(x)))
 
     def _decode(self, z: Tensor) -> Tensor:
-        x = (rearrange(z, "b c n h w -> b n h w c") / self.scale) @ self.basis + self.mean
-        return rearrange(x, "b n h w (k c p q) -> b c (n k) (h p) (w q)", k=self.temporal_factor, c=3, p=self.factor)
+        blocks = super()._decode(rearrange(z, "b c n h w -> (b n) c h w"))
+        return rearrange(blocks, "(b n) (k c) h w -> b c (n k) h w", b=len(z), c=3)
