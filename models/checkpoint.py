@@ -1,10 +1,43 @@
-"""Where the weights of a model lie: a folder, or a snapshot of the hub."""
+"""How models are kept: a folder with config.json and model.safetensors, here or on the hub."""
 
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors.torch import load_file
+from torch import Tensor
 
 FILES = ("config.json", "model.safetensors")
+
+
+class Pretrained(PyTorchModelHubMixin):
+    """The hub's mixin for modules, with a loader that is strict, silent and reads safetensors only."""
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id, local_files_only, revision, cache_dir, force_download, token, **architecture
+    ):
+        hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
+        folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
+        model = cls(**architecture)
+        model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
+        return model.eval()
+
+    def load(self, state: dict[str, Tensor], source: str = "state") -> None:
+        """Load weights by their names; every key must be there and no other.
+
+        Raises:
+            ValueError: keys or shapes differ; names the first few.
+        """
+        own = self.state_dict()
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+        if missing or extra or shapes:
+            differs = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in sorted(shapes)]
+            raise ValueError(
+                f"{source} does not fit this model: missing {missing[:3]}, unknown {extra[:3]}, {differs[:3]} "
+                f"({len(missing)}, {len(extra)} and {len(shapes)} in all); check its config.json"
+            )
+        self.load_state_dict(state)
 
 
 def checkpoint_folder(model_id: str, **hub) -> Path:

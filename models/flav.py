@@ -6,13 +6,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models import official
-from models.checkpoint import checkpoint_folder
+from models.checkpoint import Pretrained
 from models.fusion import FUSIONS
 from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm
 from models.text import Text
@@ -73,7 +71,7 @@ class Block(nn.Module):
 
 class FLAV(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     paper_url="https://arxiv.org/abs/2503.08307",
     tags=["audio-video", "flow-matching"],
 ):
@@ -299,35 +297,9 @@ class FLAV(
                 f"{f'width {self.text_width}' if self.text_width else 'no text'}; use the encoder it was trained with"
             )
 
-    @classmethod
-    def _from_pretrained(
-        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **architecture
-    ):
-        """The mixin's loader, but strict, silent, safetensors only, and for released key names too."""
-        hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
-        folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
-        model = cls(**architecture)
-        model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
-        return model.eval()
-
     def load(self, state: dict[str, Tensor], source: str = "state") -> None:
-        """Load weights by our names or the released ones; every key must be there and no other.
-
-        Raises:
-            ValueError: keys or shapes differ; names the first few.
-        """
-        if official.is_official(state):
-            state = official.to_ours(state)
-        own = self.state_dict()
-        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-        shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
-        if missing or extra or shapes:
-            differs = [f"{k} is {tuple(state[k].shape)}, not {tuple(own[k].shape)}" for k in sorted(shapes)]
-            raise ValueError(
-                f"{source} does not fit this model: missing {missing[:3]}, unknown {extra[:3]}, {differs[:3]} "
-                f"({len(missing)}, {len(extra)} and {len(shapes)} in all); check its config.json"
-            )
-        self.load_state_dict(state)
+        """Load weights by our names or the released ones, as strictly as `Pretrained.load`."""
+        super().load(official.to_ours(state) if official.is_official(state) else state, source)
 
     def export_official(self, folder: Path) -> None:
         """Write config.json and model.safetensors with the released key names; fusion c only.

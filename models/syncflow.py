@@ -2,12 +2,10 @@
 
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.checkpoint import checkpoint_folder
+from models.checkpoint import Pretrained
 from models.layers import CrossAttention, Mlp, PatchEmbed, TimeEmbed, displacement, grid_positions, norm
 from models.text import Text
 
@@ -98,7 +96,7 @@ class SoundLayer(nn.Module):
 
 class SyncFlow(
     nn.Module,
-    PyTorchModelHubMixin,
+    Pretrained,
     paper_url="https://arxiv.org/abs/2412.15220",
     tags=["text-to-audio-video", "flow-matching"],
 ):
@@ -283,17 +281,6 @@ class SyncFlow(
             raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}")
         for name, part in self.named_children():
             part.requires_grad_(name in STAGES[stage])
-
-    @classmethod
-    def _from_pretrained(
-        cls, *, model_id, revision, cache_dir, force_download, local_files_only, token, **architecture
-    ):
-        """The mixin's loader, but strict and safetensors only."""
-        hub = dict(revision=revision, cache_dir=cache_dir, force_download=force_download, token=token)
-        folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
-        model = cls(**architecture)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return model.eval()
 
 
 SyncFlow_presets = {
