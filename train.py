@@ -431,17 +431,17 @@ def open_texts(args, dataset):
     Raises:
         ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, or the encoder is missing.
     """
-    from data.prepared import is_prepared
+    from data.prepared import PreparedDataset
     from training.texts import encoded_texts, prepared_texts
 
     if not args.text_encoder:
         return None, None
-    if is_prepared(args.data_path):
-        texts = prepared_texts(args.data_path, args.text_encoder, args.text_source)
+    encoder = args.text_encoder, args.text_source
+    texts = prepared_texts(dataset, *encoder) if isinstance(dataset, PreparedDataset) else None
     captions = dataset.captions()
     log.info("%s", captions.summary())
-    if not is_prepared(args.data_path):
-        texts, cut = encoded_texts(captions.texts, args.text_encoder, args.text_source, cli.bar("reading", "batch"))
+    if texts is None:
+        texts, cut = encoded_texts(captions.texts, *encoder, cli.bar("reading", "batch"))
         log.info("%s", cut) if cut else None
     args.text_width = texts.width
     return captions, texts

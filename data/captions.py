@@ -1,7 +1,6 @@
 """Captions of a folder of videos, as hubs lay them out: what each file shows, in the words of one or more people."""
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.folders import nearest, printable
+from data.lines import parsed
 
 LAYOUT = (
     "metadata.jsonl or metadata.csv with file_name and caption (or captions, a list) in the folder of the split, or "
@@ -77,13 +77,8 @@ def _metadata(folder: Path) -> Iterator[tuple[str, list[str]]]:
 def _json_rows(path: Path) -> Iterator[tuple[int, dict]]:
     with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number} is no JSON object ({error}); mend that line") from None
-            yield number, row
+            if line.strip():
+                yield number, parsed(line, f"{path}, line {number}")
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:

@@ -311,6 +311,7 @@ class PreparedDataset(ClipDataset):
         root: with prepared.json. audio_scale: of the mel; the one that prepare.py measured if not given.
     Attributes:
         facts: what decided the encoding, such as image_size, n_mels and codec.
+        text: encoder, source, width and captions of the texts that were prepared, None without.
         class_names, entries (usable files), skipped: [(path, reason)], as of ClipDataset.
     Raises:
         FileNotFoundError, ValueError: there is no sound index, or no file of this split is long enough; from an item,
@@ -327,7 +328,7 @@ class PreparedDataset(ClipDataset):
         self.folder, self.split, self.clip_frames = Path(root) / split, split, clip_frames
         self.facts, self.class_names = index["facts"], tuple(map(composed, index["class_names"]))
         self.audio_scale = index["audio_scale"] if audio_scale is None else audio_scale
-        self._texts = tuple(index.get("text", {}).get("captions", ()))
+        self.text = index.get("text")
         self._open_files: tuple[int, OrderedDict] = (0, OrderedDict())  # of this process, last used last
         self._select(_entries(index["splits"][split]))
 
@@ -337,11 +338,11 @@ class PreparedDataset(ClipDataset):
         Raises:
             ValueError: the folder was prepared without.
         """
-        if not self._texts:
+        if not self.text:
             raise ValueError(
                 f"{self.folder.parent} was prepared without text; run prepare.py again with --text-encoder"
             )
-        return Captions(self._texts, {entry.path: entry.captions for entry in self.entries})
+        return Captions(tuple(self.text["captions"]), {entry.path: entry.captions for entry in self.entries})
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open_files": (0, OrderedDict())}

@@ -1,8 +1,9 @@
 """Files of prompts: a text a line, or JSON objects that say more."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from data.lines import parsed
 
 KEYS = {"prompt": str, "seed": int, "negative": str}
 
@@ -34,10 +35,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def _object(line: str, where: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON object ({error}); mend that line") from None
+    row = parsed(line, where)
     good = isinstance(row, dict) and "prompt" in row and all(type(row[k]) is KEYS.get(k) for k in row)
     if not good or row.get("seed", 0) < 0:
         raise ValueError(

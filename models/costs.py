@@ -210,7 +210,7 @@ def _first_linears(s: _Sizes) -> list[_Linear]:
 
 
 def _later_linears(s: _Sizes) -> list[_Linear]:
-    """Second layer of the time embedders, maps of text of which one is learned, and the heads."""
+    """Second layer of the time embedders, the maps of text, whose input may be the learned null text, and the heads."""
     heads = [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels), *2 * [(s.frames, s.D, 2 * s.D)]]
     texts = 2 * [(s.batch, s.text, s.D)] if s.text else []
     return [*2 * [(s.frames, s.D, s.D)], *texts, *heads]

@@ -184,4 +184,4 @@ def test_arguments_of_text_that_contradict_each_other_are_refused(balls, prepare
     with pytest.raises(ValueError, match="--text-encoder word is unknown; choose one of words, t5"):
         train.main(train_argv(balls, tmp_path, "--text-encoder=word"))
     with pytest.raises(ValueError, match="was prepared with text encoder words; give that"):
-        prepared_texts(prepared, "t5", None)
+        prepared_texts(PreparedDataset(prepared, "train", 4), "t5", None)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from data.prepared import load_prepared
+from data.prepared import PreparedDataset
 from models.text import Text, TextEncoder, load_text_encoder, padded
 
 FILE = "text.safetensors"  # of a prepared folder
@@ -27,7 +27,7 @@ class Texts:
 
     def __init__(self, tokens, ends: Tensor):
         self._tokens, self._ends = tokens, [0, *ends.tolist()]
-        self.width = tuple(tokens.get_shape() if hasattr(tokens, "get_shape") else tokens.shape)[1]
+        self.width = tokens[:0].shape[1]
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -101,13 +101,13 @@ def prepare_texts(
     return {"encoder": encoder, "source": source, "width": texts.width, "captions": list(captions)}, cut
 
 
-def prepared_texts(root: Path, encoder: str, source: str | None) -> Texts:
-    """The tokens of a prepared folder.
+def prepared_texts(data: PreparedDataset, encoder: str, source: str | None) -> Texts:
+    """The tokens of the captions of a prepared folder.
 
     Raises:
         ValueError: they were not prepared, or by another encoder.
     """
-    said = load_prepared(root).get("text")
+    root, said = data.folder.parent, data.text
     if not said:
         raise ValueError(f"{root} was prepared without text; run prepare.py again with --text-encoder {encoder}")
     if (said["encoder"], said["source"]) != (encoder, source):
