@@ -13,6 +13,7 @@ from data.av import write_clip
 from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec
+from tests.randomised import randomised
 from vocoder import GriffinLim
 
 NAMES = ("blue", "green", "red")
@@ -25,10 +26,7 @@ SCRIPTS = {"a2v": sample_a2v, "v2a": sample_v2a}
 def tiny(**config) -> AVPipeline:
     """16 px pictures, 20 mel bins, three classes, random weights."""
     spec = AVSpec(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=NAMES)
-    model, rng = FLAV(**CONFIG | config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=rng))
+    model = randomised(FLAV(**CONFIG | config), 0.2)
     return AVPipeline(model, AVCodec(spec, Pixels(), GriffinLim(20, iterations=2)), dtype=torch.float64)
 
 

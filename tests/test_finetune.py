@@ -11,6 +11,7 @@ from diffusion.flow import WEIGHTS, flow_loss
 from models import FLAV, FLAV_presets
 from pipeline import AVSpec
 from pipeline.adapter import FILES, load_adapter
+from tests.randomised import randomised
 from training.ema import EMA
 from training.finetune import freeze, initialise, trainable
 from training.lora import add_lora, merged, save_adapter
@@ -21,11 +22,7 @@ CONFIG |= dict(n_mels=6, audio_fr=2, in_channels=3)
 
 def flav(seed=0, **more) -> FLAV:
     """A tiny model with random weights everywhere: fresh ones give zeros."""
-    model, rng = FLAV(**CONFIG | more), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=rng))
-    return model
+    return randomised(FLAV(**CONFIG | more), 0.2, seed)
 
 
 def saved(folder, class_names=None, **more):

@@ -17,6 +17,7 @@ from models import FLAV
 from models.codec import PatchPCA, Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec
 from tests.closeness import assert_close_by_size
+from tests.randomised import randomised
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 HIFIGAN = dict(
@@ -32,11 +33,7 @@ SMALL = dict(hidden_size=32, depth=2, num_heads=2, predict_frames=4)
 
 def random(module, std=0.1):
     """The module with random weights everywhere: fresh ones give zeros."""
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(std * torch.randn(p.shape, generator=rng))
-    return module.eval()
+    return randomised(module, std).eval()
 
 
 def hifigan(n_mels):

@@ -12,6 +12,7 @@ from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec, Streams, StreamState
 from tests import given
+from tests.randomised import randomised
 from vocoder import GriffinLim
 
 RED, BLUE, GREEN = "a red ball", "a blue ball", "a green ball"
@@ -20,11 +21,7 @@ RED, BLUE, GREEN = "a red ball", "a blue ball", "a green ball"
 def prompted(**more) -> AVPipeline:
     """A tiny model with text, of random weights, in float64."""
     spec = AVSpec(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", text_encoder="words", step=1)
-    model = FLAV(**given.CONFIG | {"num_classes": 0, "text_width": 64} | more)
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=rng))
+    model = randomised(FLAV(**given.CONFIG | {"num_classes": 0, "text_width": 64} | more), 0.2)
     return AVPipeline(model, AVCodec(spec, Pixels(), GriffinLim(20, iterations=2)), dtype=torch.float64)
 
 

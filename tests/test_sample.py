@@ -19,6 +19,7 @@ from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec
 from tests.processes import ENV, LIMIT, ROOT, run_ranks
+from tests.randomised import randomised
 from vocoder import GriffinLim
 
 NAMES = ("blue", "green", "red")
@@ -30,10 +31,7 @@ CONFIG = dict(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classe
 def checkpoint(tmp_path_factory):
     """A folder as train.py exports it: 16 px pictures, 20 mel bins, three classes, random weights."""
     spec = AVSpec(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=NAMES, step=5)
-    model, rng = FLAV(**CONFIG), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=rng))
+    model = randomised(FLAV(**CONFIG), 0.2)
     folder = tmp_path_factory.mktemp("checkpoint") / "export"
     AVPipeline(model, AVCodec(spec, Pixels(), GriffinLim(20))).save(folder)
     return folder

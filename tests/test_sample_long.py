@@ -19,6 +19,7 @@ from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec, StreamState
 from tests.processes import Script
+from tests.randomised import randomised
 from vocoder import GriffinLim
 
 NAMES = ("blue", "green", "red")
@@ -29,11 +30,8 @@ STATE = "long_00000.state.safetensors"
 def checkpoint(tmp_path_factory):
     """16 px pictures, 20 mel bins, a window of 4 frames, three classes, random weights."""
     spec = AVSpec(n_mels=20, audio_scale=2.0, image_size=16, codec="pixels", class_names=NAMES)
-    model, rng = FLAV(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32, depth=1,
-                      num_heads=2, predict_frames=4), torch.Generator().manual_seed(0)  # fmt: skip
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.2 * torch.randn(p.shape, generator=rng))
+    model = randomised(FLAV(latent_size=16, patch_size=8, in_channels=3, n_mels=20, num_classes=3, hidden_size=32,
+                            depth=1, num_heads=2, predict_frames=4), 0.2)  # fmt: skip
     folder = tmp_path_factory.mktemp("checkpoint") / "export"
     AVPipeline(model, AVCodec(spec, Pixels(), GriffinLim(20))).save(folder)
     return folder

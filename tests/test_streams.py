@@ -18,6 +18,7 @@ from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec, Streams, StreamState
 from tests.closeness import assert_close_by_size
+from tests.randomised import randomised
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 HIFIGAN = dict(resblock="2", upsample_initial_channel=32, upsample_rates=(8, 5, 4), upsample_kernel_sizes=(16, 10, 8),
@@ -27,11 +28,7 @@ T, SIZE = 4, 1600  # frames in the window, samples per frame
 
 def random(module, std):
     """The module with random weights everywhere: fresh ones give zeros."""
-    rng = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(std * torch.randn(p.shape, generator=rng))
-    return module.eval().requires_grad_(False)
+    return randomised(module, std).eval().requires_grad_(False)
 
 
 def pipeline(dtype=torch.float32, vocoder="hifigan", **facts):

@@ -9,17 +9,14 @@ from models.layers import CrossAttention, grid_positions, rotated
 from models.syncflow import STAGES, SyncFlow, SyncFlow_presets
 from models.text import Text, padded
 from tests.closeness import assert_close_by_size
+from tests.randomised import randomised
 
 CONFIG = dict(in_channels=3, patch_size=2, audio_channels=6, text_width=5, hidden_size=16, depth=2, num_heads=2)
 
 
 def syncflow(**more) -> SyncFlow:
     """A tiny model with random weights everywhere, in float64."""
-    model, rng = SyncFlow(**CONFIG | more), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.4 * torch.randn(p.shape, generator=rng))
-    return model.double()
+    return randomised(SyncFlow(**CONFIG | more), 0.4).double()
 
 
 def gaussian(*shape, seed=0):

@@ -7,6 +7,7 @@ import torch
 from models import FLAV, TabledFLAV
 from models.text import T5, TEXT_ENCODERS, Text, Words, load_text_encoder, padded
 from tests.closeness import assert_close_by_size
+from tests.randomised import randomised
 
 CONFIG = dict(latent_size=4, patch_size=2, hidden_size=16, depth=2, num_heads=2, mlp_ratio=2.0, predict_frames=4)
 CONFIG |= dict(n_mels=6, audio_fr=2, in_channels=3, text_width=5)
@@ -14,11 +15,7 @@ CONFIG |= dict(n_mels=6, audio_fr=2, in_channels=3, text_width=5)
 
 def flav(**more) -> FLAV:
     """A tiny model with random weights everywhere."""
-    model, rng = FLAV(**CONFIG | more), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(0.3 * torch.randn(p.shape, generator=rng))
-    return model.double()
+    return randomised(FLAV(**CONFIG | more), 0.3).double()
 
 
 def inputs(B=2, T=3):
