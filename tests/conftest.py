@@ -3,6 +3,8 @@
 import functools
 import gc
 import json
+import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -10,6 +12,8 @@ from unittest.mock import patch
 import pytest
 import torch
 from safetensors.torch import load_file
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library: no test waits for a network
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PARITY = FIXTURES / "parity"
@@ -51,6 +55,8 @@ def parity():
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collector need not look through it after every few tests."""
+    """What was imported stays: the garbage collector need not look through it, nor processes import it anew."""
     gc.collect()
     gc.freeze()
+    if processes := sys.modules.get("tests.processes"):
+        processes.context()

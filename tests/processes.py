@@ -1,6 +1,7 @@
 """Scripts in processes of their own that start in no time: they are forked from one that has imported what is slow.
 
-Such a process is one as a user starts it, with memory, signals, an exit code and an end of its own.
+That one is a copy of this process before its first test, so it imports little anew. A script's process is one as a user
+starts it, with memory, signals, an exit code and an end of its own.
 """
 
 import atexit
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,7 +40,7 @@ class Script:
             self.stdout = os.fdopen(read, "rb")
         ends = [Connection(os.dup(fd), readable=False) for fd in (out, self._err.fileno())]  # which can be sent
         arguments = [str(argument) for argument in arguments]
-        self.process = _context().Process(target=_run, args=(str(ROOT / script), arguments, environment, *ends))
+        self.process = context().Process(target=_run, args=(str(ROOT / script), arguments, environment, *ends))
         self.process.start()
         for end in ends:
             end.close()
@@ -105,13 +107,26 @@ def run_ranks(count: int, script: str | Path, *arguments) -> list[Script]:
 
 
 @cache
-def _context():
-    """The way to start processes, whose parent has imported all that is slow."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(SLOW)
-    with patch.dict(os.environ, ENV):  # some of it is read on import
+def context():
+    """The way to start processes, whose parent has imported all that is slow; call it before threads begin to run."""
+    way = multiprocessing.get_context("forkserver")
+    way.set_forkserver_preload(SLOW)
+    with patch.dict(os.environ, ENV), patch.object(forkserver.util, "spawnv_passfds", _copy_of_this):
         forkserver.ensure_running()
-    return context
+    return way
+
+
+def _copy_of_this(_, arguments: list[str], fds: list[int]) -> int:
+    """In place of a new interpreter with these arguments, which keeps these files open: returns its process id."""
+    if pid := os.fork():
+        return pid
+    try:
+        kept = sorted({2, *fds})
+        for after, before in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
+            os.closerange(after + 1, before)
+        exec(arguments[-1], {})
+    finally:
+        os._exit(1)
 
 
 def _run(script: str, arguments: list[str], environment: dict, out: Connection, err: Connection) -> None:

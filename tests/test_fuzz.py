@@ -1,6 +1,6 @@
 """Foreign bytes: whatever a file holds, a loader reads it or refuses it in a sentence, soon and in bounded memory.
 
-Run as a script this file is the worker: it loads what the test names on its stdin, under limits, line by line.
+A worker, in a process of its own and under limits, loads what the tests name to it.
 """
 
 import json
@@ -10,18 +10,20 @@ import pickle
 import random
 import re
 import resource
-import select
 import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import islice
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -39,9 +41,9 @@ from metrics import weights
 from models import FLAV
 from models.codec import PatchPCA
 from pipeline import AVCodec, AVPipeline, AVSpec, StreamState
+from tests.processes import context
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
-ROOT = Path(__file__).parents[1]
 FOREIGN = Path(__file__).parent / "fixtures" / "parity" / "data" / "item_30fps_stereo.mp4"
 SECONDS, MEMORY = 5, 2**30  # that one file may take, beyond what the worker had
 SENTENCE = 600  # letters of a refusal, long paths included
@@ -168,16 +170,19 @@ def watch(root: Path, deeds: list[str]) -> None:
     sys.addaudithook(hook)
 
 
-def work(root: Path) -> None:
-    """Load what comes in, line by line, until the test hangs up."""
+def work(root: Path, wishes: Connection) -> None:
+    """Load what is wished for, one after the other, until the test hangs up."""
+    tempfile.tempdir, sys.dont_write_bytecode = str(root), True
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
     deeds = []
     watch(root.resolve(), deeds)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        door, path = json.loads(line)
-        print(json.dumps(verdict(door, Path(path), deeds)), flush=True)
+    with suppress(EOFError):
+        while True:
+            door, path = wishes.recv()
+            wishes.send(verdict(door, path, deeds))
 
 
 # ------------------------------------------------------------------------------------------------------------ mutations
@@ -464,31 +469,31 @@ class Worker:
         return self
 
     def start(self) -> None:
-        env = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        env |= {"OMP_NUM_THREADS": "1", "HF_HOME": str(self.root / "hub"), "TMPDIR": str(self.root)}
-        env["TORCHINDUCTOR_CACHE_DIR"] = str(self.root / "inductor")  # torch leaves its own in the environment
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(self.root)], cwd=ROOT, env=env, text=True, **pipes
-        )
-        assert self.process.stdout.readline() == "ready\n"
+        self.wishes, theirs = Pipe()
+        self.process = context().Process(target=work, args=(self.root, theirs))
+        self.process.start()
+        theirs.close()
 
     def load(self, door: str, path: Path, seconds: float = SECONDS) -> tuple[str, str]:
         if not self.process:
             self.start()
-        self.process.stdin.write(json.dumps([door, str(path)]) + "\n")
-        self.process.stdin.flush()
-        told = select.select([self.process.stdout], [], [], seconds)[0]
-        if told and (line := self.process.stdout.readline()):
-            return tuple(json.loads(line))
-        found = ("fault", f"crashed with {self.process.wait()}") if told else ("fault", f"took over {seconds} s")
-        self.__exit__()
-        return found
+        self.wishes.send((door, path))
+        if not self.wishes.poll(seconds):
+            self.__exit__()
+            return "fault", f"took over {seconds} s"
+        try:
+            return self.wishes.recv()
+        except EOFError:
+            self.process.join()
+            found = "fault", f"crashed with {self.process.exitcode}"
+            self.__exit__()
+            return found
 
     def __exit__(self, *error) -> None:
         if self.process:
             self.process.kill()
-            self.process.communicate()
+            self.process.join()
+            self.wishes.close()
             self.process = None
 
 
@@ -661,7 +666,3 @@ def test_tally_writes_nothing_whatever_the_key_calls_its_videos(subjects, tmp_pa
     before = names_below(tmp_path)
     assert tally(root / "handout.key.json", [root / "votes.json"])["voters"] == 1
     assert names_below(tmp_path) == before
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]))
