@@ -54,7 +54,8 @@ def parity():
     return load
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop() -> None:
     """What was imported stays: the garbage collector need not look through it, nor processes import it anew."""
     gc.collect()
     gc.freeze()

@@ -5,6 +5,7 @@ starts it, with memory, signals, an exit code and an end of its own.
 """
 
 import atexit
+import logging
 import multiprocessing
 import os
 import runpy
@@ -134,6 +135,7 @@ def _run(script: str, arguments: list[str], environment: dict, out: Connection, 
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))  # those of before are of other files
+    logging.root.handlers.clear()  # those of pytest
     os.chdir(ROOT)
     os.environ.update({name: str(value) for name, value in environment.items()})
     sys.argv = [script, *arguments]

@@ -388,12 +388,12 @@ def test_hub_without_login_is_refused_before_training(balls, tmp_path, capsys):
 # -------------------------------------------------------------------------------------------------------- fine-tuning
 
 
-def test_lora_trains_an_adapter_of_the_base_resumes_and_is_loaded_beside_it(finished, balls, tmp_path):
+def test_lora_trains_an_adapter_of_the_base_resumes_and_is_loaded_beside_it(finished, latents, tmp_path):
     base = finished[0] / "export"
-    how = ("--cache-latents", "--batch-size", 3, "--lr", 1e-2, "--init-from", base, "--lora-rank", 4, "--ckpt-every", 2)
-    train.main(argv(balls, tmp_path / "stopped", *how, "--max-steps", 2))
+    how = ("--num-workers", 0, "--batch-size", 3, "--lr", 1e-2, "--init-from", base, "--lora-rank", 4, "--ckpt-every", 1)
+    train.main(argv(latents, tmp_path / "stopped", *how, "--max-steps", 1))
     for name in ("stopped", "whole"):
-        train.main(argv(balls, tmp_path / name, *how, "--max-steps", 4))
+        train.main(argv(latents, tmp_path / name, *how, "--max-steps", 2))
     trained, whole = (AVPipeline.from_pretrained(tmp_path / name / "export").model for name in ("stopped", "whole"))
     beside = AVPipeline.from_pretrained(base, adapter=tmp_path / "stopped/adapter").model
     plain = AVPipeline.from_pretrained(base).model
@@ -405,9 +405,9 @@ def test_lora_trains_an_adapter_of_the_base_resumes_and_is_loaded_beside_it(fini
     assert {name.split(".")[-2] for name in moved} == {"qkv", "proj", "fc1", "fc2"}
 
 
-def test_run_begins_with_the_codec_and_weights_of_another_and_keeps_what_is_frozen(finished, balls, tmp_path, caplog):
+def test_run_begins_with_the_codec_and_weights_of_another_and_keeps_what_is_frozen(finished, latents, tmp_path, caplog):
     base = finished[0] / "export"
-    train.main(argv(balls, tmp_path, "--cache-latents", "--batch-size", 3, "--max-steps", 2, "--init-from", base,
+    train.main(argv(latents, tmp_path, "--num-workers", 0, "--batch-size", 3, "--max-steps", 2, "--init-from", base,
                     "--predict-frames", 8, "--freeze", "blocks.0.*", "video_*"))  # fmt: skip
     assert "the first 8 of 10 frames fill 8 of 8" in caplog.text
     old, new = (AVPipeline.from_pretrained(folder) for folder in (base, tmp_path / "export"))
