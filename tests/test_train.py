@@ -390,7 +390,7 @@ def test_hub_without_login_is_refused_before_training(balls, tmp_path, capsys):
 
 def test_lora_trains_an_adapter_of_the_base_resumes_and_is_loaded_beside_it(finished, latents, tmp_path):
     base = finished[0] / "export"
-    how = ("--num-workers", 0, "--batch-size", 3, "--lr", 1e-2, "--init-from", base, "--lora-rank", 4, "--ckpt-every", 1)
+    how = ("--num-workers=0", "--batch-size=3", "--lr=1e-2", "--init-from", base, "--lora-rank=4", "--ckpt-every=1")
     train.main(argv(latents, tmp_path / "stopped", *how, "--max-steps", 1))
     for name in ("stopped", "whole"):
         train.main(argv(latents, tmp_path / name, *how, "--max-steps", 2))
