@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+gc.disable()  # until all is imported: it would look through that again and again
 os.environ["HF_HUB_OFFLINE"] = "1"  # read on import of the hub's library: no test waits for a network
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -59,5 +60,6 @@ def pytest_runtestloop() -> None:
     """What was imported stays: the garbage collector need not look through it, nor processes import it anew."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     if processes := sys.modules.get("tests.processes"):
         processes.context()

@@ -61,16 +61,15 @@ def test_clip_is_that_of_our_sampler(fusion, n):
     assert clips.v.std() > 0.1 and clips.v[0].ne(clips.v[1]).all()
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-def test_clip_of_16_frames_costs_320_frame_evaluations_of_500(batch):
+def test_clip_of_16_frames_costs_320_frame_evaluations_of_500():
     model, plain, config = pair("c", predict_frames=10, depth=1)
     args = Namespace(frames=16, num_timesteps=2, seed=0, switches=True)
-    sides, count = sides_of(args, config, model, plain, list(range(batch)))
+    sides, count = sides_of(args, config, model, plain, [0, 1])
     for run in sides.values():
         run()
     counted = {name: sum(T * calls for (_, T), calls in shapes.items()) for name, shapes in count.items()}
     assert counted == {"ours": 320, "no skip": 500, "no tables": 320, "all off": 500, "reference": 500}
-    assert all(rows == batch for shapes in count.values() for rows, _ in shapes)
+    assert all(rows == 2 for shapes in count.values() for rows, _ in shapes)
     before = dict(count["ours"])
     sides["ours"]()
     assert count["ours"] == before
