@@ -196,7 +196,7 @@ def test_channels_are_heard_one_by_one_and_their_pooled_features_summed(net, sho
     both = net.embed(short.view(2, 2, SHORT), "sound")  # (B, C, N)
     left, right = (net.embed(short[channel::2], "sound") for channel in (0, 1))
     assert_close_by_size(both, left + right - net.fc.bias)
-    assert torch.equal(net.embed(short[::2, None], mode), left)
+    assert torch.equal(net.embed(short[::2, None], "sound"), left)
 
 
 # Frames and wavelets
