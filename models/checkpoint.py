@@ -1,6 +1,9 @@
 """How models are kept: a folder with config.json and model.safetensors, here or on the hub."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file
@@ -10,7 +13,27 @@ FILES = ("config.json", "model.safetensors")
 
 
 class Pretrained(PyTorchModelHubMixin):
-    """The hub's mixin for modules, with a loader that is strict, silent and reads safetensors only."""
+    """The hub's mixin for modules, with a loader that is strict, silent and reads safetensors only.
+
+    Attributes:
+        system: what its config.json calls the class. presets: arguments by name.
+        rolls: whether each frame has a flow time of its own, so that streams can be made.
+    """
+
+    system: ClassVar[str]
+    presets: ClassVar[dict[str, dict]]
+    rolls: ClassVar[bool]
+
+    @classmethod
+    def least_weights(cls, config: Mapping) -> tuple[int, int]:
+        """How many numbers, and in how many tensors, a model of this config has at least: cheap, and never too many."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str | Path, **how) -> str | None:
+        done = super().save_pretrained(save_directory, **how)
+        path = Path(save_directory) / "config.json"
+        path.write_text(json.dumps({"system": self.system, **json.loads(path.read_text())}, indent=2))
+        return done
 
     @classmethod
     def _from_pretrained(

@@ -1,6 +1,7 @@
 """FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -92,6 +93,8 @@ class FLAV(
             table, and the null text, label NULL_TEXT, is a learned vector: texts are an open list of classes.
     """
 
+    system, rolls = "r-flav", True
+
     def __init__(
         self,
         latent_size: int = 32,
@@ -145,6 +148,13 @@ class FLAV(
         self.video_head = Head(D, patch_size**2 * in_channels)
         self.audio_head = Head(D, n_mels)
         self.initialise()
+
+    @classmethod
+    def least_weights(cls, config: Mapping) -> tuple[int, int]:
+        D, p, depth = config["hidden_size"], config["patch_size"], config["depth"]
+        rows = [config[name] or 0 for name in ("num_classes", "predict_frames", "n_mels", "audio_fr")]  # of D numbers
+        rows += [(config["latent_size"] // p) ** 2, p**2 * config["in_channels"], int(D * config["mlp_ratio"])]
+        return D * max(*rows, D * depth), depth
 
     def initialise(self) -> None:
         """DiT's start: Xavier linears, and zero where a block or the output begins, so a fresh model outputs zeros."""
@@ -339,3 +349,4 @@ FLAV_presets = {
     **{f"FLAV-S/{p}": _preset(12, 384, 6, p) for p in (2, 4, 8)},
     "FLAV-tiny": _preset(3, 128, 4, 8, mlp_ratio=2.0, prediction="data"),  # the demo's: one token per 8x8 latent
 }
+FLAV.presets = FLAV_presets

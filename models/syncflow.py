@@ -1,5 +1,8 @@
 """SyncFlow (arXiv 2412.15220): a tower of pictures and a tower of sound that reads it, for whole clips from a text."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -105,7 +108,8 @@ class SyncFlow(
     The sound reads the picture and not the reverse. The same weights run at any size of picture and any length.
 
     Args:
-        in_channels, patch_size: of the video latents. audio_channels: M of sound tokens. text_width: of text tokens.
+        in_channels, patch_size: of the video latents. audio_channels: M of sound tokens, of which `audio_patch` that
+            follow each other are one inside. text_width: of text tokens.
         hidden_size, depth, num_heads: of both towers.
         video_rate, audio_rate: latent frames and sound tokens per second, by which their times agree.
         adaptor: whether the sound hears the picture. audio_text: whether it hears the text itself, too.
@@ -114,13 +118,14 @@ class SyncFlow(
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
 
-    rolls = False  # whole clips, made by diffusion/clip.py
+    system, rolls = "syncflow", False
 
     def __init__(
         self,
         in_channels: int = 4,
         patch_size: int = 2,
         audio_channels: int = 128,
+        audio_patch: int = 1,
         text_width: int = 4096,
         hidden_size: int = 1152,
         depth: int = 28,
@@ -140,9 +145,9 @@ class SyncFlow(
                              "velocity or data")  # fmt: skip
         D = hidden_size
         self.in_channels, self.patch_size = in_channels, patch_size
-        self.audio_channels, self.text_width = audio_channels, text_width
+        self.audio_channels, self.audio_patch, self.text_width = audio_channels, audio_patch, text_width
         self.video_rate, self.audio_rate, self.tap, self.audio_text = video_rate, audio_rate, tap, audio_text
-        self.grad_ckpt, self.prediction = grad_ckpt, prediction
+        self.grad_ckpt, self.prediction, self.sound_learns = grad_ckpt, prediction, True
         self.video = nn.ModuleDict({
             "embed": PatchEmbed(in_channels, D, patch_size),
             "time": TimeEmbed(D),
@@ -154,16 +159,22 @@ class SyncFlow(
         self.video.register_parameter("null_text", nn.Parameter(torch.zeros(text_width)))
         self.video.register_parameter("head_table", nn.Parameter(torch.randn(2, D) / D**0.5))
         self.sound = nn.ModuleDict({
-            "embed": nn.Linear(audio_channels, D),
+            "embed": nn.Linear(audio_patch * audio_channels, D),
             "time": TimeEmbed(D),
             "layers": nn.ModuleList(SoundLayer(D, num_heads) for _ in range(depth)),
-            "head": nn.Linear(D, audio_channels),
+            "head": nn.Linear(D, audio_patch * audio_channels),
         })  # fmt: skip
         if adaptor:
             self.sound["adaptors"] = nn.ModuleList(Adaptor(D, num_heads, pool_frames) for _ in range(depth))
         if audio_text:
             self.sound["text"] = nn.Linear(text_width, D)
         self.initialise()
+
+    @classmethod
+    def least_weights(cls, config: Mapping) -> tuple[int, int]:
+        D, depth = config["hidden_size"], config["depth"]
+        rows = (config["patch_size"] ** 2 * config["in_channels"], config["audio_channels"], config["text_width"])
+        return D * max(*rows, D * depth), depth
 
     def initialise(self) -> None:
         """DiT's start: Xavier linears; zero are the modulation, the text's way in, and the outputs."""
@@ -188,9 +199,9 @@ class SyncFlow(
         """Velocities dv, da (data minus noise) of the noised clip v, a.
 
         Args:
-            v: (B,T,C,H,W) video latents, H and W any multiples of the patch. a: (B,N,M) sound tokens; T and N of any
-                length. t: (B,) flow time, 0 noise, 1 data; t_a: of the sound where it differs. y, y_a: None, it has
-                no classes. text: of each clip; None, or a row without tokens, is the null text.
+            v: (B,T,C,H,W) video latents, H and W any multiples of the patch. a: (B,N,M) sound tokens, N any multiple of
+                theirs; T of any length. t: (B,) flow time, 0 noise, 1 data; t_a: of the sound where it differs. y, y_a:
+                None, it has no classes. text: of each clip; None, or a row without tokens, is the null text.
         Raises:
             ValueError: a shape that does not fit this model.
         """
@@ -198,7 +209,8 @@ class SyncFlow(
         t_a = t if t_a is None else t_a
         tokens = self._tokens(text, len(v))
         dv, taps = self._see(v, t, tokens)  # of a frozen tower autograd keeps nothing
-        da = self._hear(a, t_a, taps, tokens)
+        with nullcontext() if self.sound_learns else torch.no_grad():  # else its loss would reach the picture's tower
+            da = self._hear(a, t_a, taps, tokens)
         if self.prediction == "data":
             return displacement(dv, v, t), displacement(da, a, t_a)
         return dv, da
@@ -223,8 +235,8 @@ class SyncFlow(
     def _hear(self, a: Tensor, t: Tensor, taps: list[Tensor], tokens: Text) -> Tensor:
         """The sound's velocity, from what the picture's layers show."""
         tower = self.sound
-        x, time = tower["embed"](a), tower["time"](t).unsqueeze(1)
-        at = torch.arange(x.shape[1], device=x.device) / self.audio_rate * POSITIONS_PER_SECOND
+        x, time = tower["embed"](a.unflatten(1, (-1, self.audio_patch)).flatten(2)), tower["time"](t).unsqueeze(1)
+        at = torch.arange(x.shape[1], device=x.device) * self.audio_patch / self.audio_rate * POSITIONS_PER_SECOND
         frames_at = self._frame_positions(taps[0].shape[1], x.device)
         more, more_at, more_mask = [time], [at.new_zeros(1)], [tokens.mask.new_ones(len(x), 1)]
         if self.audio_text:
@@ -236,7 +248,7 @@ class SyncFlow(
             heard = torch.cat([*(h for h, _ in shown), *more], 1)
             mask = torch.cat([*(more_mask[0].expand(-1, h.shape[1]) for h, _ in shown), *more_mask], 1)
             x = self._run(layer, x, at, heard, torch.cat([*(k for _, k in shown), *more_at]), mask)
-        return tower["head"](x)
+        return tower["head"](x).unflatten(-1, (self.audio_patch, -1)).flatten(1, 2)
 
     def _run(self, layer: nn.Module, *inputs):
         """A layer, recomputed in the backward pass if that is wanted."""
@@ -260,10 +272,11 @@ class SyncFlow(
     def _check(self, v: Tensor, a: Tensor, t: Tensor, text: Text | None) -> None:
         B, C, p = len(v), self.in_channels, self.patch_size
         fits = v.ndim == 5 and v.shape[2] == C and a.ndim == 3 and a.shape[::2] == (B, self.audio_channels)
-        if not fits or t.shape != (B,) or v.shape[3] % p or v.shape[4] % p:
+        if not fits or t.shape != (B,) or v.shape[3] % p or v.shape[4] % p or a.shape[1] % self.audio_patch:
             raise ValueError(
                 f"v {tuple(v.shape)}, a {tuple(a.shape)}, t {tuple(t.shape)} do not fit this model; it takes v (B, T, "
-                f"{C}, H, W) of sides that {p} divides, a (B, N, {self.audio_channels}), t (B,)"
+                f"{C}, H, W) of sides that {p} divides, a (B, N, {self.audio_channels}) of N that {self.audio_patch} "
+                "divides, t (B,)"
             )
         if text is not None and text.tokens.shape[-1] != self.text_width:
             raise ValueError(
@@ -281,9 +294,11 @@ class SyncFlow(
             raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}")
         for name, part in self.named_children():
             part.requires_grad_(name in STAGES[stage])
+        self.sound_learns = "sound" in STAGES[stage]
 
 
 SyncFlow_presets = {
     "SyncFlow-XL/2": dict(hidden_size=1152, depth=28, num_heads=16, patch_size=2),
     "SyncFlow-tiny": dict(hidden_size=128, depth=3, num_heads=4, patch_size=8, pool_frames=True, prediction="data"),
 }
+SyncFlow.presets = SyncFlow_presets
