@@ -12,7 +12,8 @@ from typing import Any, get_args
 from safetensors import SafetensorError, safe_open
 
 from data.folders import composed, nearest_path
-from models import FLAV
+from models import FLAV, model_class
+from models.checkpoint import Pretrained
 from models.codec import CODECS
 from models.text import TEXT_ENCODERS
 from vocoder import VOCODERS
@@ -182,12 +183,12 @@ def _sizes(path: Path) -> list[int]:
         raise ValueError(f"{path} is damaged ({shorten(str(error), 200)}); fetch or export it again") from None
 
 
-def _architecture(path: Path) -> dict[str, Any]:
-    """What `FLAV` will be built from, by its config.json, each value of the kind that it takes."""
-    saved, parameters = _read_object(path), list(inspect.signature(FLAV.__init__).parameters.values())[1:]
+def _architecture(path: Path, kind: type[Pretrained]) -> dict[str, Any]:
+    """What a model of this class will be built from, by its config.json, each value of the kind that it takes."""
+    saved, parameters = _read_object(path), list(inspect.signature(kind.__init__).parameters.values())[1:]
     config = {p.name: saved.get(p.name, p.default) for p in parameters}
-    for name, kind in ((p.name, p.annotation) for p in parameters):
-        value, kinds, least = config[name], get_args(kind) or (kind,), int(kind is int)
+    for name, wanted in ((p.name, p.annotation) for p in parameters):
+        value, kinds, least = config[name], get_args(wanted) or (wanted,), int(wanted is int)
         good = any(_is_number(value, k, least) if k in (int, float) else isinstance(value, k) for k in kinds)
         if not good or len(str(value)) > LONGEST:
             raise ValueError(f"{path} has {name} {shown(value)}, which it cannot be; fetch or export it again")
@@ -200,13 +201,11 @@ def _check_architecture(path: Path, sizes: list[int]) -> None:
     Args:
         sizes: numbers in each tensor of the weights.
     """
-    config = _architecture(path)
-    D, p, depth = config["hidden_size"], config["patch_size"], config["depth"]
-    rows = [config[name] or 0 for name in ("num_classes", "predict_frames", "n_mels", "audio_fr")]  # of D numbers each
-    rows += [(config["latent_size"] // p) ** 2, p**2 * config["in_channels"], D * depth, int(D * config["mlp_ratio"])]
-    if D * max(rows) > sum(sizes) or depth > len(sizes):
+    kind = model_class(path.parent)
+    weights, tensors = kind.least_weights(_architecture(path, kind))
+    if weights > sum(sizes) or tensors > len(sizes):
         raise ValueError(
-            f"{path} describes a model of {depth} blocks with more than {D * max(rows)} weights, model.safetensors has "
+            f"{path} describes a model of {tensors} blocks with more than {weights} weights, model.safetensors has "
             f"{sum(sizes)} weights in {len(sizes)} tensors; take both from the same checkpoint"
         )
 
