@@ -37,7 +37,7 @@ def mel(vocoder):
     return noise(vocoder, FRAMES)
 
 
-@pytest.mark.parametrize("size", [3, 10, 33, 200])
+@pytest.mark.parametrize("size", [1, 7, 33, 200])
 def test_joined_chunks_are_the_wave_of_the_whole_file(vocoder, mel, size):
     joined = torch.cat(list(stream(vocoder, mel.split(size, dim=-1))), dim=-1)
     torch.testing.assert_close(joined, vocoder(mel), rtol=0, atol=1e-10)
