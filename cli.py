@@ -78,14 +78,19 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
 def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
     """How videos become what a model sees: for the scripts that begin with videos."""
     group = parser.add_argument_group("encoding")
-    group.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels")
+    group.add_argument("--codec", default="sd-vae", help="frame codec: sd-vae, dc-ae, taesd, patch-pca, pixels; of "
+                       "whole clips only: cogvideox, wan, block-pca")  # fmt: skip
     group.add_argument("--codec-source", type=_source, help="directory or hub id of its weights, if not the usual")
+    group.add_argument("--fps", type=positive, default=10, help="frames a second")
+    group.add_argument("--sample-rate", type=positive, default=16000, help="of the sound, Hz")
     group.add_argument("--image-size", type=positive, default=256, help="px, square")
     group.add_argument("--resize", choices=["pad", "crop"], default="pad", help="how other shapes become square")
     group.add_argument("--num-classes", type=whole, help="0 ignores class folders; all of them if not given")
     group.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
     group.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
     group.add_argument("--n-mels", type=positive, default=256, help="mel bins")
+    group.add_argument("--sound", default="mel", help="what sound becomes: mel, or of whole clips only: oobleck")
+    group.add_argument("--sound-source", type=_source, help="directory or hub id of its weights")
     text = parser.add_argument_group("text")
     text.add_argument("--text-encoder", help="words, which needs no weights, or t5: texts take the place of classes; "
                       "none if not given")  # fmt: skip

@@ -29,7 +29,8 @@ def parse(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, and test/ if any")
     p.add_argument("--out", type=Path, required=True, help="folder that gets the latents, pipeline/ and prepared.json")
-    p.add_argument("--fps", type=cli.positive, default=10, help="frames a second")
+    p.add_argument("--clip-frames", type=cli.whole, default=0, help="encode whole clips of so many frames, which overlap "
+                   "by half, for a model of clips; 0 for streams, frame by frame")  # fmt: skip
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of files on the contact sheet")
     cli.add_encoding_arguments(p)
@@ -118,7 +119,7 @@ def share_cores(codec: AVCodec) -> None:
     """
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ and not any(True for _ in codec.frames.parameters()):
+    if "OMP_NUM_THREADS" not in os.environ and not any(True for part in codec.networks for _ in part.parameters()):
         torch.set_num_threads(1)
 
 
@@ -214,7 +215,7 @@ def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index:
     from training.prepare import summary
 
     usable = {split: [r for r in results if r.split == split and not r.problem] for split in splits}
-    quality = {split: summary(files) for split, files in usable.items() if files}
+    quality = {split: summary(files, index["facts"].get("clip_frames", 0)) for split, files in usable.items() if files}
     skipped = [{"split": split, "path": e["path"], "reason": e["reason"]}
                for split, found in index["splits"].items() for e in found["skipped"]]  # fmt: skip
     record = {"arguments": vars(args), "machine": cli.machine(), **cost,
@@ -235,12 +236,12 @@ def show(args, train: ClipDataset, index: dict, codec: AVCodec) -> None:
 
 
 def sheet(compared: list[Comparison], codec: AVCodec, path: Path) -> None:
-    """Videos, and below each what its latents and its mel give back."""
+    """Videos, and below each what its latents and its sound's give back."""
     from contact import Clip, contact_sheets
 
     rates, clips = (codec.spec.fps, codec.spec.sample_rate), []
     for c in compared:
-        sound = codec.vocoder(codec.mel(c.a[None].to(codec.device)))[0].cpu()
+        sound = codec.decode_sound(c.a[None].to(codec.device))[0].cpu()
         clips += [Clip(c.frames, c.wave, *rates, c.path),
                   Clip(c.decoded, sound, *rates, f"{c.path}, from its latents: {c.psnr:.1f} dB")]  # fmt: skip
     contact_sheets(clips, path)

@@ -196,12 +196,16 @@ class ClipDataset(Dataset):
         reasons = [e.problem or (short if e.frames < self.clip_frames else "") for e in entries]
         self.skipped: Skipped = [(str(self.folder / e.path), reason) for e, reason in zip(entries, reasons) if reason]
         self.entries = [e for e, reason in zip(entries, reasons) if not reason]
-        self._ends = list(accumulate(e.frames - self.clip_frames + 1 for e in self.entries))
+        self._ends = list(accumulate(map(self._clips, self.entries)))
         if not self.entries:
             raise ValueError(
                 f"{self.folder} has no usable video: {by_reason(self.skipped)} "
                 f"(the first is {self.skipped[0][0]}); add videos with picture and sound"
             )
+
+    def _clips(self, entry: Entry) -> int:
+        """How many clips a file has: one from each frame on that is followed by enough others."""
+        return entry.frames - self.clip_frames + 1
 
     @property
     def num_classes(self) -> int:

@@ -2,7 +2,8 @@
 
 ROOT/prepared.json, ROOT/SPLIT/[class/]NAME.EXT.safetensors with float16 `mean`, `std` (F,C,h,w) and `mel` (F,S,M), and
 `crc` (F,): the CRC-32 of each frame. What is read is checked frame by frame, since whole files would cost a pass over
-all data before training, and a clip of 10 frames costs 0.03 ms.
+all data before training, and a clip of 10 frames costs 0.03 ms. For models of whole clips a file is a row of clips that
+overlap by half, each encoded by itself: then `mean`, `std` are (F,T',C,h,w) and `mel` (F,N,M), and F counts clips.
 """
 
 import json
@@ -67,7 +68,9 @@ def _is_sound(index: dict) -> bool:
     scaled = type(scale) in (int, float) and 0 < scale < math.inf
     files = [e for split in splits for e in split["files"]]
     listed = all(_is_path(e["path"]) and type(e["sha256"]) is str for e in files) and all(
-        type(e["frames"]) is type(e["bytes"]) is int and 0 < e["frames"] < MOST_FRAMES for e in files
+        type(e["frames"]) is type(e["bytes"]) is type(e.get("clips", 1)) is int
+        and 0 < e.get("clips", 1) <= e["frames"] < MOST_FRAMES
+        for e in files
     )
     classed = not names or {class_of(e["path"]) for e in files} <= set(map(composed, names))
     said = index.get("text", {})
@@ -169,7 +172,7 @@ class LatentWriter:
 
     Args:
         path: of the file. frames: F, all that will be written.
-        latent_shape: (C,h,w). mel_shape: (S,M). metadata: what else to note.
+        latent_shape: (C,h,w), or (T',C,h,w) of clips. mel_shape: (S,M), or (N,M). metadata: what else to note.
         numbers: names of what else to note that is known at the end; fill the attribute of that name.
     """
 
@@ -185,7 +188,7 @@ class LatentWriter:
         self.path, self.part = path, path.with_name(f".{path.name}.{os.getpid()}.part")
         self.frames, self.metadata, self.numbers = frames, metadata, dict.fromkeys(numbers, 0.0)
         self.shapes = {"mean": latent_shape, "std": latent_shape, "mel": mel_shape}
-        self.moments = {"mean": Moments(latent_shape[0]), "mel": Moments(1)}
+        self.moments = {"mean": Moments(latent_shape[-3]), "mel": Moments(1)}
         self.written, self._crcs, self._at, end = 0, [], {}, 4 * frames  # the CRCs lie first, where they are aligned
         for name, shape in self.shapes.items():
             self._at[name], end = end, end + 2 * frames * math.prod(shape)
@@ -218,7 +221,7 @@ class LatentWriter:
         halves = [tensors[name].to("cpu", torch.float16).contiguous() for name in TENSORS]
         for name, x in zip(TENSORS, halves):
             if name in self.moments:
-                self.moments[name].add(x)
+                self.moments[name].add(x.flatten(0, -4) if name == "mean" else x)
             self._put(self._first + self._at[name] + 2 * self.written * math.prod(self.shapes[name]), x.numpy())
         self._crcs += _crcs_of_frames(halves)
         self.written += len(halves[0])
@@ -294,17 +297,19 @@ class PreparedEntry:
     """What the index says of one file."""
 
     path: str  # of the latents, relative to the split's folder
-    frames: int
+    frames: int  # of the video
     problem: str = ""  # why there are none
     sha256: str = ""  # of the video
     bytes: int = 0  # of the latents
     captions: tuple[int, ...] = ()  # positions among those of the index
+    units: int = 0  # in the latents: as many as frames, or whole clips
 
 
 class PreparedDataset(ClipDataset):
     """Every clip of `clip_frames` frames in a folder that prepare.py wrote, in the order of `ClipDataset`.
 
     Item: as of `data.latents.LatentDataset`: `mean`, `std` (T,C,h,w), `a` (T,S,M) in float32, `y`, `path`, `start`.
+    In a folder of whole clips an item is one of those that were encoded, with `mean`, `std` (T',C,h,w), `a` (N,M).
     Files are mapped into memory, not read, and each process opens its own.
 
     Args:
@@ -325,8 +330,13 @@ class PreparedDataset(ClipDataset):
                 f"{root} has no split {split!r} (found: {', '.join(index['splits'])}); "
                 f"run prepare.py again with videos in {split}/"
             )
-        self.folder, self.split, self.clip_frames = Path(root) / split, split, clip_frames
+        self.folder, self.split = Path(root) / split, split
         self.facts, self.class_names = index["facts"], tuple(map(composed, index["class_names"]))
+        self.whole = self.facts.get("clip_frames", 0)  # frames of the clips that were encoded, 0 in a folder of streams
+        if self.whole and clip_frames != self.whole:
+            raise ValueError(f"{root} was prepared in clips of {self.whole} frames, not {clip_frames}; leave the length "
+                             "out, or prepare another folder")  # fmt: skip
+        self.clip_frames = clip_frames
         self.audio_scale = index["audio_scale"] if audio_scale is None else audio_scale
         self.text = index.get("text")
         self._open_files: tuple[int, OrderedDict] = (0, OrderedDict())  # of this process, last used last
@@ -347,8 +357,15 @@ class PreparedDataset(ClipDataset):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open_files": (0, OrderedDict())}
 
+    def _clips(self, entry: PreparedEntry) -> int:
+        return entry.units if self.whole else super()._clips(entry)
+
     def _read(self, entry: PreparedEntry, start: int, count: int) -> dict[str, Any]:
-        mean, std, mel = (x.float() for x in self._open(entry).read(start, count))
+        if self.whole:
+            mean, std, mel = (x[0].float() for x in self._open(entry).read(start, 1))
+            start *= max(1, count // 2)  # they overlap by half
+        else:
+            mean, std, mel = (x.float() for x in self._open(entry).read(start, count))
         label = self.class_names.index(class_of(entry.path)) if self.class_names else -1
         path = str(self.folder / entry.path)
         return {"mean": mean, "std": std, "a": self.audio_scale * mel, "y": label, "path": path, "start": start}
@@ -369,7 +386,7 @@ class PreparedDataset(ClipDataset):
 def _entries(split: dict) -> list[PreparedEntry]:
     """Of the usable files, then of the others."""
     usable = [PreparedEntry(str(latent_path(Path(), e["path"])), e["frames"], "", e["sha256"], e["bytes"],
-                            tuple(e.get("captions", ())))
+                            tuple(e.get("captions", ())), e.get("clips", e["frames"]))
               for e in split["files"]]  # fmt: skip
     return usable + [PreparedEntry(e["path"], 0, e["reason"]) for e in split["skipped"]]
 
@@ -377,6 +394,6 @@ def _entries(split: dict) -> list[PreparedEntry]:
 def _open(path: Path, entry: PreparedEntry) -> LatentFile:
     """A mapped file, checked against the index."""
     file = LatentFile(path)
-    if (file.metadata.get("sha256"), file.frames) != (entry.sha256, entry.frames):
+    if (file.metadata.get("sha256"), file.frames) != (entry.sha256, entry.units):
         raise ValueError(f"{path} is not the file that {INDEX} means; run prepare.py again")
     return file

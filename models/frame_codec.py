@@ -33,6 +33,10 @@ class FrameCodec(nn.Module):
     temporal_factor = 1
     fitted = False
 
+    def latent_frames(self, frames: int) -> int:
+        """Number of latents of so many frames."""
+        return frames
+
     @torch.no_grad()
     def encode(self, frames: Tensor, batch_size: int = 16) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the latents of frames.
@@ -177,6 +181,7 @@ class PatchPCA(FrameCodec):
     name = "patch-pca"
     fitted = True
     values = 3  # of a pixel
+    kept = 12  # components, unless told otherwise
 
     def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor):
         super().__init__()
@@ -188,18 +193,19 @@ class PatchPCA(FrameCodec):
 
     @classmethod
     def fit(
-        cls, frames: Tensor | Iterable[Tensor], patch: int = 8, channels: int = 12, latent_scale: float = 0.35
+        cls, frames: Tensor | Iterable[Tensor], patch: int = 8, channels: int | None = None, latent_scale: float = 0.35
     ) -> "PatchPCA":
         """Fit to clips; the same clips give the same codec.
 
         Args:
             frames: uint8 (N,...,H,W,3), or float (N,...,3,H,W) in [-1,1]; or an iterable of such batches or frames.
             patch: pixels along each side of a patch.
-            channels: components kept.
+            channels: components kept; those of the class if not given.
             latent_scale: standard deviation of each latent channel over these frames.
         Raises:
             ValueError: the frames do not fill `channels` dimensions, or their size is no multiple of `patch`.
         """
+        channels = channels or cls.kept
         mean, covariance = moments(cls.to_patches(batch, patch) for batch in frames)
         variance, vectors = torch.linalg.eigh(covariance)  # ascending, in columns
         variance, basis = variance.flip(0)[:channels], vectors.T.flip(0)[:channels]

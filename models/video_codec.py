@@ -111,6 +111,7 @@ class BlockPCA(VideoCodec, PatchPCA):
     temporal_factor = 4
     causal = False
     values = 3 * temporal_factor  # of a pixel: its colours in all frames of the block
+    kept = 16
 
     @classmethod
     def blocks(cls, clip: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """AVCodec: pictures and sound to what the model sees, and back."""
 
 import json
+import math
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -9,15 +11,19 @@ from einops import rearrange
 from torch import Tensor
 
 from data.frames import to_uint8
-from models.codec import FrameCodec, load_codec
+from models.codec import FrameCodec, check_size, load_codec
 from pipeline.spec import AVSpec
 from vocoder import CONTEXT, GriffinLim, from_model, load_vocoder, log_mel, to_model
+from vocoder.autoencoder import SOUND_CODECS, SoundCodec
+from vocoder.mel import CEILING, FLOOR
 
 LARGEST_CODEC_SIZE = 2**14  # layers, channels or pixels
+DB = 20 / math.log(10)  # of a natural logarithm of a magnitude
+MEL_DB = DB * math.log(CEILING / FLOOR) / 2  # of 1 in the normalised mel
 
 
 class AVCodec:
-    """Frames and sound to what the model sees, and back.
+    """Frames and sound to what the model sees, and back: for streams, frame by frame.
 
     Args:
         spec: the facts. frames: a codec of `models.codec`. vocoder: of `vocoder.VOCODERS`.
@@ -40,6 +46,24 @@ class AVCodec:
         self.vocoder.to(device)
         return self
 
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        """Whose weights decide what is decoded."""
+        return self.frames, self.vocoder
+
+    @property
+    def facts(self) -> dict[str, int | float]:
+        """What decides the shape of a model for these codecs, by the names of the models' own arguments."""
+        side = self.spec.image_size // self.frames.factor
+        return {"in_channels": self.frames.channels, "latent_size": side, "n_mels": self.spec.n_mels,
+                "audio_fr": self.spec.mel_per_frame}  # fmt: skip
+
+    @property
+    def unit_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(C,h,w) and (S,M) of what a file is stored in units of: a frame."""
+        side = self.spec.image_size // self.frames.factor
+        return (self.frames.channels, side, side), (self.spec.mel_per_frame, self.spec.n_mels)
+
     @torch.no_grad()
     def encode(self, frames: Tensor, wave: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Frames (B,T,3,H,W) in [-1,1] and their sound (B, T * samples_per_frame + 2 * context) to model space.
@@ -53,6 +77,14 @@ class AVCodec:
         """Sound with its context, (B, T * samples_per_frame + 2 * context), to (B,T,S,M)."""
         mel = log_mel(wave, self.spec.n_mels, padded=True, sample_rate=self.spec.sample_rate)
         return rearrange(to_model(mel, self.spec.audio_scale), "b m (t s) -> b t s m", s=self.spec.mel_per_frame)
+
+    def mel_error(self, wave: Tensor, a: Tensor) -> Tensor:
+        """|Error| in dB, in any shape, of the log-mel that float16 keeps of a piece of a file.
+
+        Args:
+            wave: the sound with its context, (B,n). a: what was made of it at audio scale 1.
+        """
+        return MEL_DB * (a.half().float() - a).abs()
 
     @torch.no_grad()
     def decode_frames(self, v: Tensor) -> Tensor:
@@ -74,7 +106,12 @@ class AVCodec:
     @torch.no_grad()
     def decode(self, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """Whole clips, v (B,T,C,h,w) and a (B,T,S,M), to uint8 (B,T,H,W,3) and wave (B, T * samples_per_frame)."""
-        return self.decode_frames(v), self.vocoder(self.mel(a))
+        return self.decode_frames(v), self.decode_sound(a)
+
+    @torch.no_grad()
+    def decode_sound(self, a: Tensor) -> Tensor:
+        """Audio of the model (B,T,S,M) -> wave (B, T * samples_per_frame)."""
+        return self.vocoder(self.mel(a))
 
     def save(self, folder: Path) -> None:
         """pipeline.json, vocoder/, and codec/ where the codec was fitted."""
@@ -85,14 +122,110 @@ class AVCodec:
 
     @classmethod
     def load(cls, folder: Path, spec: AVSpec | None = None) -> "AVCodec":
-        """From a checkpoint folder; `spec` where it has no pipeline.json.
+        """From a checkpoint folder, of streams or of whole clips; `spec` where it has no pipeline.json.
 
         Raises:
             FileNotFoundError, ValueError: something is missing, damaged or does not fit.
         """
         folder = Path(folder)
         spec = spec or AVSpec.load(folder)
-        return cls(spec, _frame_codec(folder / "codec", spec), make_vocoder(spec, folder / "vocoder"))
+        return cls.make(spec, _frame_codec(folder / "codec", spec), folder / "vocoder")
+
+    @staticmethod
+    def make(spec: AVSpec, frames: FrameCodec, vocoder: Path | None) -> "AVCodec":
+        """That of streams or of whole clips, as `spec` says.
+
+        Args:
+            vocoder: folder of a HiFi-GAN, where `spec` names one.
+        """
+        if not spec.clip_frames:
+            return AVCodec(spec, frames, make_vocoder(spec, vocoder))
+        rate, speaker = spec.sample_rate, partial(make_vocoder, spec, vocoder)
+        return ClipCodec(spec, frames, SOUND_CODECS[spec.sound].open(spec.sound_source, rate, speaker))
+
+    def copied(self, spec: AVSpec) -> "AVCodec":
+        """The same codecs with other facts."""
+        return AVCodec(spec, self.frames, self.vocoder)
+
+
+class ClipCodec(AVCodec):
+    """Clips and their sound to what a model of whole clips sees, and back.
+
+    Args:
+        spec: the facts. frames: a codec of `models.codec`. sound: of `vocoder.autoencoder.SOUND_CODECS`.
+    """
+
+    def __init__(self, spec: AVSpec, frames: FrameCodec, sound: SoundCodec):
+        self.spec, self.frames, self.sound, self.context = spec, frames, sound, sound.context
+        self.device = torch.device("cpu")
+        self.latent_frames(spec.clip_frames)
+
+    def to(self, device: torch.device | str) -> "ClipCodec":
+        self.device = torch.device(device)
+        self.frames.to(device)
+        self.sound.to(device)
+        return self
+
+    @property
+    def networks(self) -> tuple[torch.nn.Module, ...]:
+        return self.frames, self.sound
+
+    @property
+    def facts(self) -> dict[str, int | float]:
+        return {"in_channels": self.frames.channels, "audio_channels": self.sound.channels,
+                "video_rate": self.spec.fps / self.frames.temporal_factor,
+                "audio_rate": self.spec.sample_rate / self.sound.hop}  # fmt: skip
+
+    @property
+    def unit_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(T',C,h,w) and (N,M) of what a file is stored in units of: a clip."""
+        size = self.spec.image_size
+        return self.shapes(self.spec.clip_frames, size, size)
+
+    def shapes(self, frames: int, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(T',C,h,w) and (N,M) of a clip.
+
+        Args:
+            frames: of the clip. height, width: of its picture, px.
+        Raises:
+            ValueError: the codec does not take so many frames, or pictures of this size.
+        """
+        factor = self.frames.factor
+        check_size(height, width, factor, self.spec.codec)
+        video = self.latent_frames(frames), self.frames.channels, height // factor, width // factor
+        return video, (self.sound.tokens(frames * self.spec.samples_per_frame), self.sound.channels)
+
+    def latent_frames(self, frames: int) -> int:
+        """T' of so many frames; a ValueError if they do not divide."""
+        return self.frames.latent_frames(frames)
+
+    @torch.no_grad()
+    def encode_sound(self, wave: Tensor) -> Tensor:
+        """Sound with its context, (B, T * samples_per_frame + 2 * context), to (B,N,M)."""
+        return self.spec.audio_scale * self.sound.encode(wave, self.spec.sample_rate)[0]
+
+    def mel_error(self, wave: Tensor, a: Tensor) -> Tensor:
+        return DB * self.sound.log_mel_error(wave, a.half().float())
+
+    @torch.no_grad()
+    def decode(self, v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        frames = self.decode_frames(v)
+        return frames, self.decode_sound(a)[:, : frames.shape[1] * self.spec.samples_per_frame]
+
+    @torch.no_grad()
+    def decode_sound(self, a: Tensor) -> Tensor:
+        """Tokens of the model (B,N,M) -> wave (B, N * hop)."""
+        return self.sound.decode(_finite(a).float() / self.spec.audio_scale)
+
+    def save(self, folder: Path) -> None:
+        """pipeline.json, and codec/ and vocoder/ where there is something to keep."""
+        self.spec.save(folder)
+        self.sound.save(folder)
+        if self.frames.fitted:
+            self.frames.save(folder / "codec")
+
+    def copied(self, spec: AVSpec) -> "ClipCodec":
+        return ClipCodec(spec, self.frames, self.sound)
 
 
 def make_vocoder(spec: AVSpec, source: Path | None) -> torch.nn.Module:

@@ -305,11 +305,12 @@ class AVPipeline:
     def checksum(self) -> str:
         """SHA-256 of all weights and facts, by which a saved stream knows its model."""
         facts = {**asdict(replace(self.spec, codec_source=None, text_source=None)), **self.model._hub_mixin_config}
+        del facts["clip_frames"], facts["sound"], facts["sound_source"]  # which are those of any stream
         del facts["channels"]  # of sound that is given, which a film that goes on without it need not know
         if not self.model.text_width:  # films of before there was text go on
             del facts["text_encoder"], facts["text_source"], facts["text_width"]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for part in (self.model, self.codec.frames, self.codec.vocoder):
+        for part in (self.model, *self.codec.networks):
             for name, weight in part.state_dict().items():
                 digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from data.folders import composed, nearest_path
 from models import FLAV, model_class
 from models.checkpoint import Pretrained
-from models.codec import CODECS
+from models.codec import CODECS, VIDEO_CODECS
 from models.text import TEXT_ENCODERS
 from vocoder import VOCODERS
+from vocoder.autoencoder import SOUND_CODECS
 from vocoder.mel import HOP, SAMPLE_RATE
 
 # Of the two released checkpoints, whose folders do not say it themselves.
@@ -25,7 +26,8 @@ CHOICES = {
     "resize": ("pad", "crop"),
     "normalise": ("file", "clip"),
     "channels": ("mean", "first"),
-    "codec": tuple(CODECS),
+    "codec": (*CODECS, *VIDEO_CODECS),
+    "sound": tuple(SOUND_CODECS),
     "vocoder": tuple(VOCODERS),
     "text_encoder": (None, *TEXT_ENCODERS),
 }
@@ -41,14 +43,17 @@ class AVSpec:
     sample_rate: int = SAMPLE_RATE  # Hz, mono
     hop: int = HOP  # samples per mel frame
     n_mels: int = 256
-    audio_scale: float = 1.0  # about 1 / std of the normalised mel of the training set
+    clip_frames: int = 0  # of the whole clips that the model was trained on; 0 for streams, made frame by frame
+    audio_scale: float = 1.0  # about 1 / std of the normalised mel, or of the sound's tokens, in the training set
     image_size: int = 256  # px, square
     resize: str = "pad"  # how other shapes become square: pad or crop
     normalise: str = "file"  # whose peak becomes 0.95: file or clip
     channels: str = "mean"  # how sound becomes mono: mean or first
     codec: str = "sd-vae"
     codec_source: str | None = None  # local directory or hub id; None the codec's default, or codec/ in the checkpoint
-    vocoder: str = "griffin-lim"
+    sound: str = "mel"  # what sound becomes: its mel, or for whole clips the tokens of an autoencoder
+    sound_source: str | None = None  # local directory or hub id of the autoencoder's weights
+    vocoder: str = "griffin-lim"  # of the mel
     text_encoder: str | None = None  # of the texts that the model follows; None for a model without text
     text_source: str | None = None  # local directory or hub id of the encoder's weights; None the encoder's default
     class_names: tuple[str, ...] = ()
@@ -57,22 +62,35 @@ class AVSpec:
     def __post_init__(self):
         self._check_types()
         object.__setattr__(self, "class_names", tuple(map(composed, self.class_names)))  # JSON knows lists only
-        if self.sample_rate % (self.fps * self.hop):
-            raise ValueError(
-                f"{self.sample_rate} Hz / {self.fps} fps / hop {self.hop} is not a whole number of mel frames per "
-                f"video frame; choose a hop that divides {self.sample_rate / self.fps:g}"
-            )
         if not 0 < self.audio_scale < LARGEST:
             raise ValueError(f"audio scale {shown(self.audio_scale)} is not positive; take about 1 / std of the mel")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = ", ".join(choice for choice in choices if choice)
                 raise ValueError(f"{name} {shown(getattr(self, name))} is unknown; choose one of {known}")
+        self._check_clips() if self.clip_frames else self._check_streams()
+
+    def _check_streams(self) -> None:
+        """A stream is made frame by frame: each has a latent and whole mel frames of its own."""
+        if self.codec in VIDEO_CODECS or self.sound != "mel":
+            whole = self.codec if self.codec in VIDEO_CODECS else self.sound
+            raise ValueError(f"codec {whole} is one of whole clips, and streams are made frame by frame; give "
+                             f"--clip-frames their length, or a codec of frames: {', '.join(CODECS)}")  # fmt: skip
+        if self.sample_rate % (self.fps * self.hop):
+            raise ValueError(
+                f"{self.sample_rate} Hz / {self.fps} fps / hop {self.hop} is not a whole number of mel frames per "
+                f"video frame; choose a hop that divides {self.sample_rate / self.fps:g}"
+            )
+
+    def _check_clips(self) -> None:
+        if self.sample_rate % self.fps:
+            raise ValueError(f"{self.sample_rate} Hz is not a whole number of samples per frame at {self.fps} fps; "
+                             f"choose an fps that divides {self.sample_rate}")  # fmt: skip
 
     def _check_types(self) -> None:
         """Facts come from files of others: each must be what its annotation says, sizes and rates above 0."""
         for name, kind in ((f.name, f.type) for f in fields(self)):
-            value, least = getattr(self, name), 0 if name == "step" else 1
+            value, least = getattr(self, name), 0 if name in ("step", "clip_frames") else 1
             if name == "class_names":
                 good = isinstance(value, list | tuple) and all(isinstance(x, str) for x in value)
             elif kind is int:

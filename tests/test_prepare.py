@@ -22,13 +22,14 @@ from data.prepared import PreparedDataset, is_prepared
 from data.synthetic import write_dataset
 from models.codec import PatchPCA
 from pipeline import AVCodec, AVSpec
+from pipeline.avcodec import MEL_DB
 from tests.closeness import assert_close_by_size
 from tests.gaps import write_jumping
 from tests.kills import kill_when
 from tests.processes import Script, run_ranks
 from tests.small_prepare import SHOWN
 from training.encode import BLOCK, encode_files, picture_blocks, sound_blocks
-from training.prepare import MEL_DB, WINDOW, encode_file, hash_codec
+from training.prepare import WINDOW, encode_file, hash_codec
 from vocoder import GriffinLim, log_mel, to_model
 
 FRAMES = BLOCK + 8  # of the videos: two blocks each

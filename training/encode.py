@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,12 +15,36 @@ from data.clips import ClipDataset, Entry
 from data.frames import fit
 from data.latents import EncodedFile, LatentDataset
 from data.loudness import PEAK
-from models.codec import CODECS, check_size, load_codec
-from pipeline.avcodec import AVCodec, make_vocoder
+from models.codec import CODECS, VIDEO_CODECS, check_size, load_codec
+from pipeline.avcodec import AVCodec
 from pipeline.spec import AVSpec
-from vocoder import log_mel, to_model
 
 BLOCK = 32  # frames of a file that are in memory together
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a file is cut into pieces that are encoded together, in the order of their starts.
+
+    Args:
+        count: frames of a piece. stride: frames from start to start. whole: whether a shorter last piece is left out.
+    """
+
+    count: int
+    stride: int
+    whole: bool = False
+
+    @classmethod
+    def of(cls, spec: AVSpec) -> "Cut":
+        """Blocks for a stream, whose codecs work frame by frame; clips that overlap by half for a model of clips."""
+        return cls(spec.clip_frames, max(1, spec.clip_frames // 2), True) if spec.clip_frames else BLOCKS
+
+    def starts(self, frames: int) -> range:
+        """First frames of the pieces of a file of so many."""
+        return range(0, frames - self.count + 1 if self.whole else frames, self.stride)
+
+
+BLOCKS = Cut(BLOCK, BLOCK)
 
 
 def make_codec(
@@ -39,14 +63,14 @@ def make_codec(
         skip_damaged: fit to what can be decoded; else a file that cannot is an error.
         progress: wraps the files that are read, as tqdm does.
     """
-    if CODECS[spec.codec].fitted:
-        frames = CODECS[spec.codec].fit(_some_frames(dataset, skip_damaged, progress))
+    kind = (CODECS | VIDEO_CODECS)[spec.codec]
+    if kind.fitted:
+        frames = kind.fit(_some_frames(dataset, skip_damaged, progress))
     else:
         frames = load_codec(spec.codec, spec.codec_source)
     check_size(spec.image_size, spec.image_size, frames.factor, spec.codec)
-    codec = AVCodec(spec, frames, make_vocoder(spec, vocoder))  # what does not fit is said before all sound is read
-    if measure:
-        codec.spec = replace(spec, audio_scale=measure_audio_scale(dataset, spec, progress))
+    codec = AVCodec.make(replace(spec, audio_scale=1.0), frames, vocoder)  # what does not fit is said before all sound
+    codec.spec = replace(spec, audio_scale=measure_audio_scale(dataset, codec, progress)) if measure else spec
     return codec
 
 
@@ -64,24 +88,28 @@ def _some_frames(dataset: ClipDataset, skip_damaged: bool, progress: Callable) -
                 raise
 
 
-def picture_blocks(dataset: ClipDataset, entry: Entry) -> Iterator[Tensor]:
-    """Frames of a whole file in consecutive blocks (T,3,size,size) of at most BLOCK: joined those of `dataset.file`."""
+def picture_blocks(dataset: ClipDataset, entry: Entry, cut: Cut = BLOCKS) -> Iterator[Tensor]:
+    """Frames of a whole file, piece by piece, (T,3,size,size); blocks joined are those of `dataset.file`."""
     frames = iter_frames(dataset.folder / entry.path, dataset.fps, 0, entry.frames)
-    while block := [fit(frame[None], dataset.image_size, dataset.resize) for frame in islice(frames, BLOCK)]:
-        yield torch.cat(block)
+    held, known = [], 0  # frame at which `held` begins
+    for first in cut.starts(entry.frames):
+        held, known = held[first - known :], first
+        for frame in islice(frames, min(cut.count, entry.frames - first) - len(held)):
+            held.append(fit(frame[None], dataset.image_size, dataset.resize))
+        yield torch.cat(held)
 
 
-def sound_blocks(dataset: ClipDataset, entry: Entry) -> Iterator[Tensor]:
-    """Sound of the blocks of `picture_blocks`, each with the context of the data set: (T * samples_per_frame + ...,).
+def sound_blocks(dataset: ClipDataset, entry: Entry, cut: Cut = BLOCKS) -> Iterator[Tensor]:
+    """Sound of the pieces of `picture_blocks`, each with the context of the data set: (T * samples_per_frame + ...,).
 
     It is normalised by the file's peak, and read once from beginning to end; Matroska would be slow to seek in.
     """
     per_frame, context = dataset.sample_rate // dataset.fps, dataset.context
-    track = iter_audio(dataset.folder / entry.path, BLOCK * per_frame, dataset.sample_rate, dataset.channels)
-    silence, total = torch.zeros(BLOCK * per_frame), entry.frames * per_frame
+    silence, total = torch.zeros(cut.count * per_frame), entry.frames * per_frame
+    track = iter_audio(dataset.folder / entry.path, len(silence), dataset.sample_rate, dataset.channels)
     known, held = 0, torch.zeros(0)  # sample at which `held` begins
-    for first in range(0, entry.frames, BLOCK):
-        begin, stop = first * per_frame - context, min(first + BLOCK, entry.frames) * per_frame + context
+    for first in cut.starts(entry.frames):
+        begin, stop = first * per_frame - context, min(first + cut.count, entry.frames) * per_frame + context
         inside, end = max(begin, 0), min(stop, total)
         held, known = held[inside - known :], inside
         while known + len(held) < end:
@@ -90,12 +118,17 @@ def sound_blocks(dataset: ClipDataset, entry: Entry) -> Iterator[Tensor]:
         yield torch.from_numpy(wave) * (PEAK / entry.peak)
 
 
-def measure_audio_scale(dataset: ClipDataset, spec: AVSpec, progress: Callable = iter) -> float:
-    """1 / std of the normalised mel, over 512 or more files spread over the data set."""
+def measure_audio_scale(dataset: ClipDataset, codec: AVCodec, progress: Callable = iter) -> float:
+    """1 / std of the sound in model space, over 512 or more files spread over the data set.
+
+    Args:
+        codec: with audio scale 1.
+    """
     count, total, squares = 0, 0.0, 0.0
-    for item in map(dataset.file, progress(_some(dataset, 512))):
-        mel = to_model(log_mel(item["wave"], spec.n_mels, padded=True, sample_rate=spec.sample_rate), 1.0).double()
-        count, total, squares = count + mel.numel(), total + mel.sum().item(), squares + mel.square().sum().item()
+    for i in progress(_some(dataset, 512)):
+        for wave in sound_blocks(dataset, dataset.entries[i], Cut.of(codec.spec)):
+            a = codec.encode_sound(wave[None].to(codec.device)).double()
+            count, total, squares = count + a.numel(), total + a.sum().item(), squares + a.square().sum().item()
     variance = squares / count - (total / count) ** 2
     if variance <= 0:
         raise ValueError(

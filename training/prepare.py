@@ -7,27 +7,27 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import log, log10
+from math import log10
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.av import MediaError
 from data.clips import ClipDataset, Entry
 from data.folders import SPLITS, class_of, printable
 from data.frames import to_uint8
-from data.prepared import VERSION, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
+from data.prepared import TENSORS, VERSION, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
 from models.codec import FrameCodec
 from pipeline.avcodec import AVCodec
 from pipeline.spec import AVSpec
 from pipeline.whole import replaced_folder
-from training.encode import BLOCK, make_codec, picture_blocks, sound_blocks
+from training.encode import Cut, make_codec, picture_blocks, sound_blocks
+from vocoder.autoencoder import SOUND_CODECS
 
-SAME = ("codec", "codec_source", "image_size", "resize", "channels", "n_mels", "fps")  # of all runs on a folder
-DB = 20 / log(10)  # dB of a natural logarithm of a magnitude
+SAME = ("codec", "codec_source", "image_size", "resize", "channels", "n_mels", "fps", "sample_rate", "clip_frames",
+        "sound", "sound_source")  # of all runs on a folder
 WINDOW = 10  # frames in the middle of each video that are decoded for its PSNR: of all, it would double the work
-MEL_DB = DB * (log(200) - log(1e-5)) / 2  # dB of 1 in the normalised mel
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Prepared:
     path: str  # of the video, relative to its split's folder
     frames: int
     sha256: str  # of the video
+    units: int  # in which its latents are stored: frames, or clips
     problem: str = ""  # why there are no latents
     bytes: int = 0  # of the latents
     moments: tuple[str, str] = ("", "")  # of the latents and of the mel
@@ -53,9 +54,11 @@ def find_splits(root: Path, spec: AVSpec, progress: Callable | None = None) -> d
     Raises:
         ValueError: as of ClipDataset.
     """
-    shortest = AVCodec.context * spec.fps // spec.sample_rate + 1  # frames whose sound can be reflected at its ends
+    context = SOUND_CODECS[spec.sound].context
+    shortest = context * spec.fps // spec.sample_rate + 1  # frames whose sound can be reflected at its ends
+    shortest = max(shortest, spec.clip_frames)
     same = ("image_size", "fps", "sample_rate", "normalise", "channels", "resize")
-    how = {"context": AVCodec.context, **{name: getattr(spec, name) for name in same}}
+    how = {"context": context, **{name: getattr(spec, name) for name in same}}
     splits = [split for split in SPLITS if split == "train" or (root / split).is_dir()]
     return {split: ClipDataset(root, split, shortest, **how, progress=progress) for split in splits}
 
@@ -85,14 +88,23 @@ def open_codec(folder: Path, wanted: AVSpec, train: ClipDataset, progress: Calla
 def facts_of(codec: AVCodec) -> dict:
     """All that decides what the latents of a video are."""
     names = ("image_size", "resize", "normalise", "channels", "n_mels", "fps", "sample_rate", "hop", "codec")
-    return {"version": VERSION, **{name: getattr(codec.spec, name) for name in names},
-            "codec_sha256": hash_codec(codec.frames)}  # fmt: skip
+    facts = {"version": VERSION, **{name: getattr(codec.spec, name) for name in names},
+             "codec_sha256": hash_codec(codec.frames)}  # fmt: skip
+    if codec.spec.clip_frames:
+        facts |= {name: getattr(codec.spec, name) for name in ("clip_frames", "sound")}
+        facts["sound_sha256"] = hash_weights(codec.sound)
+    return facts
 
 
 def hash_codec(frames: FrameCodec) -> str:
     """sha256 of the weights of a frame codec and of the factor they are scaled by."""
-    found = hashlib.sha256(f"{frames.factor} {getattr(frames, 'scale', 1)}".encode())
-    for name, x in sorted(frames.state_dict().items()):
+    return hash_weights(frames, f"{frames.factor} {getattr(frames, 'scale', 1)}")
+
+
+def hash_weights(network: nn.Module, more: str = "") -> str:
+    """sha256 of the weights of a network, by name."""
+    found = hashlib.sha256(more.encode())
+    for name, x in sorted(network.state_dict().items()):
         found.update(f"{name} {x.dtype} {tuple(x.shape)}".encode())
         found.update(x.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
@@ -116,7 +128,8 @@ def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, 
     Args:
         codec: with audio scale 1. out: the prepared folder. known: of `known_problems`.
     """
-    video = Prepared(dataset.split, entry.path, entry.frames, hash_file(dataset.folder / entry.path))
+    units = entry.frames if not codec.spec.clip_frames else len(Cut.of(codec.spec).starts(entry.frames))
+    video = Prepared(dataset.split, entry.path, entry.frames, hash_file(dataset.folder / entry.path), units)
     sha256, problem = known.get((video.split, video.path), ("", ""))
     if sha256 == video.sha256 and problem:
         return replace(video, problem=problem)
@@ -141,20 +154,21 @@ def hash_facts(facts: dict) -> str:
 
 
 def encode_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, path: Path, metadata: dict[str, str]) -> None:
-    """Write the latents of one video, a block of frames at a time.
+    """Write the latents of one video, a block of frames or a clip at a time.
 
     Raises:
         MediaError: it cannot be decoded to its end.
     """
-    side, spec = codec.spec.image_size // codec.frames.factor, codec.spec
-    shapes = (codec.frames.channels, side, side), (spec.mel_per_frame, spec.n_mels)
-    quality = Quality(codec, entry.frames)
-    with LatentWriter(path, entry.frames, *shapes, metadata, QUALITY) as writer:
-        for frames, wave in zip(picture_blocks(dataset, entry), sound_blocks(dataset, entry)):
-            frames = frames[None].to(codec.device)
-            mean, std, a = codec.encode(frames, wave[None].to(codec.device))
-            writer.write(mean=mean[0], std=std[0], mel=a[0])
-            quality.add(frames, mean, a)
+    cut, whole = Cut.of(codec.spec), bool(codec.spec.clip_frames)
+    pieces = len(cut.starts(entry.frames))
+    quality = Quality(codec, pieces)
+    with LatentWriter(path, pieces if whole else entry.frames, *codec.unit_shapes, metadata, QUALITY) as writer:
+        for frames, wave in zip(picture_blocks(dataset, entry, cut), sound_blocks(dataset, entry, cut)):
+            frames, wave = frames[None].to(codec.device), wave[None].to(codec.device)
+            mean, std, a = codec.encode(frames, wave)
+            stored = (mean, std, a) if whole else (mean[0], std[0], a[0])  # a unit is a clip, or a frame
+            writer.write(**dict(zip(TENSORS, stored)))
+            quality.add(frames, wave, mean, a)
         writer.numbers = quality.numbers
 
 
@@ -165,28 +179,37 @@ class Quality:
     """What the latents of one video give back, while it is encoded: PSNR of WINDOW frames, and the error of all mel.
 
     Args:
-        frames: of the whole video; the window lies in the block in its middle.
+        pieces: of the whole video; the window lies in the middle one.
     """
 
-    def __init__(self, codec: AVCodec, frames: int):
+    def __init__(self, codec: AVCodec, pieces: int):
         self.codec, self.psnr, self.total, self.largest, self.count = codec, 0.0, 0.0, 0.0, 0
-        self.blocks_before = (math.ceil(frames / BLOCK) - 1) // 2
+        self.pieces_before = (pieces - 1) // 2
 
-    def add(self, frames: Tensor, mean: Tensor, a: Tensor) -> None:
-        """Take in the next block: frames (1,T,3,H,W), its latents (1,T,C,h,w) and mel (1,T,S,M)."""
-        if self.blocks_before == 0:
-            first = max(0, frames.shape[1] - WINDOW) // 2
-            window = slice(first, first + WINDOW)
-            self.psnr = psnr(self.codec.frames.decode(mean[:, window].half().float()), frames[:, window])
-        self.blocks_before -= 1
-        off = MEL_DB * (a.half().float() - a).abs()
-        self.total, self.count = self.total + off.double().sum().item(), self.count + off.numel()
-        self.largest = max(self.largest, off.max().item())
+    def add(self, frames: Tensor, wave: Tensor, mean: Tensor, a: Tensor) -> None:
+        """Take in the next piece: frames (1,T,3,H,W) and their sound with its context, latents (1,T',C,h,w), a."""
+        middle = self.pieces_before == 0
+        self.pieces_before -= 1
+        if middle:
+            self.psnr = psnr(*window_of(self.codec, mean.half().float(), frames))
+        if middle or not self.codec.spec.clip_frames:  # clips overlap, and decoding their sound takes time
+            off = self.codec.mel_error(wave, a)
+            self.total, self.count = self.total + off.double().sum().item(), self.count + off.numel()
+            self.largest = max(self.largest, off.max().item())
 
     @property
     def numbers(self) -> dict[str, float]:
         """Of QUALITY, in dB: PSNR; mean and largest error of the stored mel."""
         return dict(zip(QUALITY, (self.psnr, self.total / self.count, self.largest)))
+
+
+def window_of(codec: AVCodec, mean: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """What latents give back, and the frames they stand for: WINDOW of a block, all of a clip."""
+    if codec.spec.clip_frames:
+        return codec.frames.decode(mean), frames
+    first = max(0, frames.shape[1] - WINDOW) // 2
+    window = slice(first, first + WINDOW)
+    return codec.frames.decode(mean[:, window]), frames[:, window]
 
 
 def psnr(decoded: Tensor, frames: Tensor) -> float:
@@ -231,9 +254,9 @@ def make_index(splits: dict[str, ClipDataset], results: list[Prepared], codec: A
 def statistics(results: list[Prepared], which: int, facts: dict, codec: AVCodec) -> dict[str, list[float]]:
     """mean, std, min, max by channel over these files: 0 of the video latents, 1 of the normalised mel."""
     tables = torch.stack([Moments.table_of(result.moments[which]) for result in results])  # (N,4,C)
-    side, spec = codec.spec.image_size // codec.frames.factor, codec.spec
-    per_frame = (side**2, spec.mel_per_frame * spec.n_mels)[which]
-    mean, square = tables[:, :2].sum(0) / (per_frame * sum(result.frames for result in results))
+    video, audio = codec.unit_shapes
+    per_unit = (math.prod(video) // video[-3], math.prod(audio))[which]  # of a channel
+    mean, square = tables[:, :2].sum(0) / (per_unit * sum(result.units for result in results))
     values = {"mean": mean, "std": (square - mean**2).clamp(min=0).sqrt()}
     values |= {"min": tables[:, 2].amin(0), "max": tables[:, 3].amax(0)}
     return {name: x.tolist() for name, x in values.items()}
@@ -247,7 +270,8 @@ def totals(results: list[Prepared], fps: int) -> dict:
 
 def _record(result: Prepared, spec: AVSpec) -> dict:
     label = class_of(result.path) if spec.class_names else None
-    return {"path": result.path, "frames": result.frames, "class": label, "sha256": result.sha256,
+    clips = {"clips": result.units} if spec.clip_frames else {}
+    return {"path": result.path, "frames": result.frames, **clips, "class": label, "sha256": result.sha256,
             "bytes": result.bytes}  # fmt: skip
 
 
@@ -288,8 +312,14 @@ def remove_strays(out: Path, index: dict) -> None:
 # ------------------------------------------------------------------------------------------------------ the report
 
 
-def summary(results: list[Prepared]) -> dict:
-    """How well the latents of a data set give it back: means over its files, of which there is at least one."""
+def summary(results: list[Prepared], clip_frames: int) -> dict:
+    """How well the latents of a data set give it back: means over its files, of which there is at least one.
+
+    Args:
+        clip_frames: of whole clips, 0 for streams.
+    """
+    covered = f"PSNR: {WINDOW} frames from the middle of each file; mel: all frames of each file"
+    covered = f"PSNR and mel: the clip of {clip_frames} frames in the middle of each file" if clip_frames else covered
     worst = min(results, key=lambda result: result.quality["psnr_db"])
     return {
         "files": len(results),
@@ -298,7 +328,7 @@ def summary(results: list[Prepared]) -> dict:
         "psnr_least_of": worst.path,
         "mel_mean_db": _mean(results, "mel_mean_db"),
         "mel_max_db": max(result.quality["mel_max_db"] for result in results),
-        "covered": f"PSNR: {WINDOW} frames from the middle of each file; mel: all frames of each file",
+        "covered": covered,
     }
 
 
@@ -314,18 +344,21 @@ class Comparison:
     frames: Tensor  # uint8 (T,H,W,3)
     decoded: Tensor  # uint8 (T,H,W,3)
     wave: Tensor  # (T * samples_per_frame,)
-    a: Tensor  # (T,S,M), normalised, as stored
+    a: Tensor  # (T,S,M) or (N,M), normalised, as stored
     psnr: float  # dB, of these frames
 
 
 def compare(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path) -> Comparison:
-    """The first BLOCK frames of a video beside what is stored of them.
+    """The first piece of a video beside what is stored of it.
 
     Args:
         codec: with audio scale 1.
     """
-    frames, wave = next(picture_blocks(dataset, entry)), next(sound_blocks(dataset, entry))
-    mean, _, mel = (x.float() for x in LatentFile(latent_path(out / dataset.split, entry.path)).read(0, len(frames)))
+    cut, whole = Cut.of(codec.spec), bool(codec.spec.clip_frames)
+    frames, wave = next(picture_blocks(dataset, entry, cut)), next(sound_blocks(dataset, entry, cut))
+    file = LatentFile(latent_path(out / dataset.split, entry.path))
+    mean, _, mel = (x.float() for x in file.read(0, 1 if whole else len(frames)))
+    mean, mel = (mean[0], mel[0]) if whole else (mean, mel)
     decoded = codec.frames.decode(mean[None].to(codec.device))[0].cpu()
     uint8 = (to_uint8(x).movedim(1, -1) for x in (frames, decoded))
     sound = wave[dataset.context : len(wave) - dataset.context]
