@@ -119,7 +119,8 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None):
     dtype = getattr(torch, args.dtype)
     facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels)
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
-    share_cores(pipe.model)
+    if pipe.model.rolls:  # a call of whole clips is long enough for all cores
+        share_cores(pipe.model)
     if args.compile:
         pipe.model.compile_blocks()
     return pipe

@@ -1,28 +1,33 @@
-"""Train FLAV on a folder of videos: accelerate launch train.py --data-path VIDEOS --experiment-dir RUN.
+"""Train a model on a folder of videos: accelerate launch train.py --data-path VIDEOS --experiment-dir RUN.
 
 The same command resumes, bit for bit: data order, noise and weights are functions of the seed and the step.
 """
 
 import argparse
-import json
 import logging
 import math
-import resource
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import cli
 
-SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze")
+SAME = (
+    "model",
+    "fusion",
+    "predict_frames",
+    "causal_attn",
+    "class_dropout_prob",
+    "dtype",
+    "lora_rank",
+    "freeze",
+    "stage",
+)
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
-TEXT = ("text_encoder", "text_source")
-FACTS = ("image_size", "resize", "normalise", "channels", "n_mels", "codec", "codec_source")  # of the encoding
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
 log = logging.getLogger("train")
 
@@ -39,9 +44,11 @@ def parse(argv=None) -> argparse.Namespace:
     cli.add_encoding_arguments(p)
 
     model = p.add_argument_group("model")
-    model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny")
+    model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny; SyncFlow-XL/2, "
+                       "SyncFlow-tiny")  # fmt: skip
     model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm")
-    model.add_argument("--predict-frames", type=cli.positive, default=10, help="frames in the window")
+    model.add_argument("--predict-frames", type=cli.positive, help="frames in the window, or of a whole clip; 10 and "
+                       "32 if not given, or those of prepared clips")  # fmt: skip
     model.add_argument("--causal-attn", action=argparse.BooleanOptionalAction, default=True,
                        help="no frame sees a later one")  # fmt: skip
     model.add_argument("--grad-ckpt", action="store_true", help="recompute blocks in the backward pass to save memory")
@@ -52,6 +59,8 @@ def parse(argv=None) -> argparse.Namespace:
     tune = p.add_argument_group("fine-tuning")
     tune.add_argument("--init-from", help="checkpoint to begin with: a folder, a released one, or a hub id; classes "
                       "and window may be others")  # fmt: skip
+    tune.add_argument("--stage", help="of SyncFlow: video; audio, which goes on from it (--init-from) with the video "
+                      "frozen; joint, all of it, if not given")  # fmt: skip
     tune.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters that stay: 'blocks.0.*'")
     tune.add_argument("--lora-rank", type=cli.whole, default=0, help="train an adapter of this rank instead of the "
                       "weights; 0 for none")  # fmt: skip
@@ -62,11 +71,14 @@ def parse(argv=None) -> argparse.Namespace:
                        "to save memory; the result is the same up to rounding")  # fmt: skip
     optim.add_argument("--compile", action="store_true", help="compile the blocks: faster steps after a slow first one")
     optim.add_argument("--max-steps", type=cli.positive, default=400_000, help="steps to train in all")
-    optim.add_argument("--sampling", choices=["logit", "logit-noise", "uniform"], default="logit",
-                       help="weight of the loss over time; logit-noise counts pure noise a little")  # fmt: skip
+    optim.add_argument("--sampling", choices=["logit", "logit-noise", "uniform"],
+                       help="weight of the loss over time, of which logit-noise counts pure noise a little; of whole "
+                       "clips, how times are drawn; logit and uniform if not given")  # fmt: skip
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
     optim.add_argument("--independent-times", type=float, default=0.0, help="share of clips in which picture "
                        "and sound have different times or one is clean: for A2V and V2A, try 0.25")  # fmt: skip
+    optim.add_argument("--pairing", type=cli.whole, help="whole clips: noise is paired with so many clips by optimal "
+                       "transport; 0 for none; at most 8 that divide --batch-size if not given")  # fmt: skip
     optim.add_argument("--lr", type=float, default=1e-4, help="learning rate")
     optim.add_argument("--lr-schedule", choices=["constant", "cosine"], default="constant", help="cosine ends at 5 %%")
     optim.add_argument("--warmup-steps", type=cli.whole, default=0, help="steps of linear warm-up")
@@ -88,7 +100,7 @@ def parse(argv=None) -> argparse.Namespace:
     out.add_argument("--ckpt-every", type=cli.positive, default=5000, help="steps between checkpoints")
     out.add_argument("--ckpt-limit", type=cli.positive, default=3, help="checkpoints kept")
     out.add_argument("--sample-every", type=cli.whole, default=20_000, help="steps between samples; 0 for none")
-    out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample")
+    out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample of a stream")
     out.add_argument("--push-to-hub", metavar="REPO", help="hub id that takes export/ after the last step")
     args = p.parse_args(argv)
     if args.use_sd_vae and args.codec != "sd-vae":
@@ -107,6 +119,8 @@ def parse(argv=None) -> argparse.Namespace:
         p.error(f"--independent-times {args.independent_times} is no share of the clips; choose 0 to 1")
     if args.independent_times and args.sampling == "uniform":
         p.error("--independent-times shows clean frames, whose noise cannot be told; leave out --sampling uniform")
+    if args.pairing and args.batch_size % args.pairing:
+        p.error(f"--pairing {args.pairing} does not divide --batch-size {args.batch_size}; choose a divisor, or 0")
     if args.text_encoder and args.num_classes:
         p.error("--text-encoder puts texts in the place of classes; leave --num-classes out")
     args.text_width = 0  # until the texts are there
@@ -136,24 +150,26 @@ def train(args) -> None:
     from training.encode import encode_batch
     from training.hub import check_login, push
     from training.learner import learning_rate
+    from training.opening import check_names, open_run, open_texts
+    from training.report import complaint, dry_report
     from training.sharding import check_sharding
     from training.storage import Journal, resume
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    log.setLevel(logging.INFO)
+    for speaker in (log, logging.getLogger("training")):
+        speaker.setLevel(logging.INFO)
     config = ProjectConfiguration(str(args.experiment_dir), logging_dir=str(args.experiment_dir / "tensorboard"))
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.tracker, project_config=config)
     device, dtype = accelerator.device, getattr(torch, args.dtype)
-    facts = {"seed": args.seed, "global_batch": args.batch_size * accelerator.num_processes}
-    facts |= {name: getattr(args, name) for name in SAME} | {"text_encoder": args.text_encoder}
-
-    check_names(args)
+    kind = check_names(args)
     check_sharding(accelerator)
     if args.push_to_hub and accelerator.is_main_process:
         check_login(args.push_to_hub)
     with accelerator.main_process_first():
-        dataset, codec = prepare(args)
-        captions, texts = open_texts(args, dataset)
+        dataset, codec = open_run(args, kind, cli.bar)
+        captions, texts = open_texts(args, dataset, cli.bar)
+    facts = {"seed": args.seed, "global_batch": args.batch_size * accelerator.num_processes}
+    facts |= {name: getattr(args, name) for name in SAME} | {"text_encoder": args.text_encoder}
     codec.to(device)
     learner = make_learner(args, accelerator, codec)
     first_step = resume(accelerator, learner.state, args.experiment_dir, **facts)
@@ -211,17 +227,21 @@ def make_learner(args, accelerator, codec):
     import torch
 
     from diffusion.flow import WEIGHTS
-    from models import FLAV
+    from models import model_of_preset
     from training.learner import Learner
+    from training.opening import begin, model_config
 
     torch.manual_seed(args.seed)
-    model = FLAV(**model_config(args, codec)).to(getattr(torch, args.dtype))
-    finetune(args, model, codec.spec.class_names)
-    cli.share_cores(model)
+    kind = model_of_preset(args.model)
+    model = kind(**model_config(args, codec)).to(getattr(torch, args.dtype))
+    begin(args, model, codec.spec.class_names)
+    if kind.rolls:  # a call of whole clips is long enough for all cores
+        cli.share_cores(model)
     if args.compile:
         model.compile_blocks()
     how = {"beta2": args.beta2, "weight_decay": args.weight_decay, "clip": args.clip_grad_norm}
-    weight, parts = WEIGHTS[args.sampling], args.micro_batches
+    weight = WEIGHTS[args.sampling or "logit"] if kind.rolls else WEIGHTS["uniform"]  # their times are drawn denser
+    parts = args.micro_batches
     return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay)
 
 
@@ -232,7 +252,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     from data.captions import Captioned
     from data.order import ClipOrder
     from data.prepared import is_prepared
-    from training.draws import Draws
+    from training.draws import ClipDraws, Draws
     from training.encode import encode_files
 
     device, ranks, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
@@ -244,8 +264,12 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, accelerator.process_index, ranks)
     workers = 0 if cached else args.num_workers
     loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
-    shapes = tuple((args.predict_frames, *shape) for shape in model.frame_shapes)
     null = model.null_label if model.conditional else None
+    if not model.rolls:
+        pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
+        how = (args.class_dropout_prob, args.sampling or "uniform", pairing)
+        return loader, ClipDraws(args.seed, order.rows(), codec.unit_shapes, null, texts, *how)
+    shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
     return loader, Draws(args.seed, order.rows(), shapes, *chances, texts)
 
@@ -257,12 +281,17 @@ def make_meter(args, accelerator, codec):
     from models.costs import training_flops
     from training.ceiling import data_sheet_flops, device_name, matmul_ceiling
     from training.meter import Meter
+    from training.opening import model_config
 
     device, precision = accelerator.device, accelerator.mixed_precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(torch, args.dtype))
     limits = {"matmul": matmul_ceiling(device, dtype, seconds=0.05),
               "data_sheet": data_sheet_flops(device_name(device), dtype)}  # fmt: skip
-    flops = training_flops({**model_config(args, codec), "grad_ckpt": False}, args.batch_size)
+    flops = (
+        training_flops({**model_config(args, codec), "grad_ckpt": False}, args.batch_size)
+        if args.model.startswith("FLAV")
+        else 0
+    )
     peaks = {name: peak for name, peak in limits.items() if peak}
     return Meter(device, args.predict_frames * args.batch_size, flops, peaks)
 
@@ -280,7 +309,7 @@ def keep(
     args, accelerator, learner, codec, done: int, stopping: bool, facts: dict, prompts: Sequence[str] = ()
 ) -> None:
     """The checkpoint, export and samples that are due after a step. Called by every process."""
-    from training.storage import save_checkpoint
+    from training.storage import export, save_checkpoint
 
     saving = done % args.ckpt_every == 0 or done == args.max_steps or stopping
     showing = bool(args.sample_every) and done % args.sample_every == 0
@@ -288,63 +317,9 @@ def keep(
         save_checkpoint(accelerator, learner.state, args.experiment_dir, done, args.ckpt_limit, **facts)
     averaged = learner.averaged() if saving or showing else None
     if saving and accelerator.is_main_process:
-        export(args, averaged, codec, done)
+        export(averaged, codec, args.experiment_dir, done, args.init_from)
     if showing and accelerator.is_main_process:
         preview(args, averaged, codec, done, accelerator.device, prompts)
-
-
-def dry_report(args, accelerator, model, clips: int) -> str:
-    """What a run would take, from its first steps: the first one warms up and is left out."""
-    import torch
-
-    ranks, device = accelerator.num_processes, accelerator.device
-    journal = [json.loads(line) for line in (args.experiment_dir / "log.jsonl").read_text().splitlines()]
-    images = args.predict_frames * args.batch_size * ranks
-    seconds = statistics.median(images / record["images_per_s"] for record in journal[1:])
-    peak = (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # fmt: skip
-    hours, size = seconds * args.whole / 3600, sum(p.numel() for p in model.parameters())
-    return (
-        f"{args.model}, fusion {args.fusion}: {size / 1e6:.1f} million parameters\n"
-        f"{clips} clips, {clips / (args.batch_size * ranks):.1f} steps per epoch of {args.batch_size} clips on each of "
-        f"{ranks} process{'es' * (ranks > 1)}\n"
-        f"{seconds:.3g} s per step, peak memory {peak / 2**30:.1f} GiB of a process on {device}\n"
-        f"{planned_memory(args, accelerator, model)}\n"
-        f"{args.whole} steps would take {hours:.3g} hours"
-    )
-
-
-def planned_memory(args, accelerator, model) -> str:
-    """What a GPU would hold, from the formulas of models/costs.py."""
-    from models.costs import memory_plan
-
-    strategy = "fsdp" if accelerator.distributed_type.value == "FSDP" else "ddp"
-    precision = "fp32" if accelerator.mixed_precision == "no" else "bf16"
-    clips = args.batch_size // args.micro_batches
-    plan = memory_plan(model._hub_mixin_config, clips, accelerator.num_processes, strategy, precision)
-    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in vars(plan).items() if size)
-    return f"planned for a GPU in {precision}: {plan.total / 2**30:.2f} GiB ({parts})"
-
-
-def finetune(args, model, class_names: tuple[str, ...]) -> None:
-    """Begin with the weights of --init-from, and choose what is trained.
-
-    Raises:
-        ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
-    """
-    from training.finetune import freeze, initialise
-    from training.lora import add_lora
-
-    if args.init_from:
-        report = initialise(model, args.init_from, class_names)
-        log.info("%s", report)
-        if args.lora_rank and report.differs:
-            log.warning("the adapter will fit no base, since this model is another (%s); export/ has all of it",
-                        "; ".join(report.differs))  # fmt: skip
-    if args.freeze:
-        log.info("%s numbers are trained", freeze(model, args.freeze))
-    if args.lora_rank:
-        log.info("%s numbers are trained, of rank %s", add_lora(model, args.lora_rank), args.lora_rank)
 
 
 def told_to_stop(accelerator, stop: cli.Stop, done: int) -> bool:
@@ -358,168 +333,13 @@ def told_to_stop(accelerator, stop: cli.Stop, done: int) -> bool:
     return accelerator.check_trigger()
 
 
-def check_names(args) -> None:
-    """Raise a ValueError for a model, fusion or codec that does not exist, before any video is read."""
-    from models import FLAV_presets
-    from models.codec import CODECS
-    from models.fusion import FUSIONS
-    from models.text import TEXT_ENCODERS
-
-    registries = {"model": FLAV_presets, "fusion": FUSIONS, "codec": CODECS, "text_encoder": TEXT_ENCODERS}
-    for name, registry in registries.items():
-        if (value := getattr(args, name)) is not None and value not in registry:
-            raise ValueError(f"--{name.replace('_', '-')} {value} is unknown; choose one of {', '.join(registry)}")
-
-
-def prepare(args):
-    """The data set and the codecs of a run: made by the first process of the first run, read by all others.
-
-    Raises:
-        ValueError: the arguments contradict the data or the experiment's earlier runs.
-    """
-    from pipeline import AVCodec, AVSpec
-    from pipeline.whole import replaced_folder
-
-    dataset = open_data(args)
-    facts = {name: getattr(args, name) for name in (*FACTS, *TEXT)}
-    facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
-    facts["class_names"] = () if args.text_encoder else dataset.chosen_classes(args.num_classes)
-    if args.audio_scale is not None:
-        facts["audio_scale"] = args.audio_scale
-    folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
-    if not folder.is_dir():
-        with replaced_folder(folder) as part:
-            first_codec(args, dataset, wanted).save(part)
-    codec = AVCodec.load(folder)
-    for name in facts:
-        if (stored := getattr(codec.spec, name)) != (value := getattr(wanted, name)):
-            raise ValueError(
-                f"{folder} was made with {name} {stored!r}, not {value!r}; repeat the run's own arguments or choose "
-                "another --experiment-dir"
-            )
-    return dataset, codec
-
-
-def open_data(args):
-    """The training clips, of videos or of prepared latents; then what decided the encoding goes into `args`.
-
-    Raises:
-        ValueError: an argument contradicts the latents.
-    """
-    from data.clips import ClipDataset
-    from data.prepared import PreparedDataset, is_prepared
-    from pipeline import AVCodec, AVSpec
-
-    if not is_prepared(args.data_path):
-        how = {name: getattr(args, name) for name in ("image_size", "normalise", "channels", "resize")}
-        how |= {"context": AVCodec.context, "progress": cli.bar("indexing")}
-        return ClipDataset(args.data_path, "train", args.predict_frames, **how)
-    dataset = PreparedDataset(args.data_path, "train", args.predict_frames, args.audio_scale)
-    stored = AVSpec.load(args.data_path / "pipeline")
-    for name in FACTS:
-        given, value = getattr(args, name), getattr(stored, name)
-        if given not in (value, getattr(AVSpec(), name)):
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} {given} contradicts {args.data_path}, prepared with {value}; leave it out")
-        setattr(args, name, value)
-    return dataset
-
-
-def open_texts(args, dataset):
-    """Captions of the training clips and their tokens, whose width goes into `args`; None, None without text.
-
-    Raises:
-        ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, or the encoder is missing.
-    """
-    from data.prepared import PreparedDataset
-    from training.texts import encoded_texts, prepared_texts
-
-    if not args.text_encoder:
-        return None, None
-    encoder = args.text_encoder, args.text_source
-    texts = prepared_texts(dataset, *encoder) if isinstance(dataset, PreparedDataset) else None
-    captions = dataset.captions()
-    log.info("%s", captions.summary())
-    if texts is None:
-        texts, cut = encoded_texts(captions.texts, *encoder, cli.bar("reading", "batch"))
-        log.info("%s", cut) if cut else None
-    args.text_width = texts.width
-    return captions, texts
-
-
-def first_codec(args, dataset, wanted):
-    """The codecs of a new run: of the checkpoint it begins with, of its prepared latents, or made for its videos."""
-    from data.prepared import PreparedDataset
-    from pipeline import AVCodec, AVPipeline
-    from pipeline.avcodec import make_vocoder
-    from training.encode import make_codec
-
-    if args.init_from:  # whose weights mean nothing with others
-        codec = AVPipeline.from_pretrained(args.init_from, audio_scale=args.audio_scale).codec
-        same = {name: getattr(wanted, name) for name in ("class_names", *TEXT)}
-        return AVCodec(replace(codec.spec, step=0, **same), codec.frames, codec.vocoder)
-    if isinstance(dataset, PreparedDataset):
-        frames = AVCodec.load(args.data_path / "pipeline").frames
-        spec = replace(wanted, audio_scale=dataset.audio_scale)
-        return AVCodec(spec, frames, make_vocoder(spec, Path(args.vocoder)))
-    measure = args.audio_scale is None
-    return make_codec(dataset, wanted, Path(args.vocoder), measure, progress=cli.bar("reading"))
-
-
-def model_config(args, codec) -> dict:
-    """Arguments of FLAV for these codecs."""
-    from models import FLAV_presets
-
-    return dict(
-        **FLAV_presets[args.model],
-        latent_size=args.image_size // codec.frames.factor,
-        in_channels=codec.frames.channels,
-        class_dropout_prob=args.class_dropout_prob,
-        num_classes=len(codec.spec.class_names),
-        text_width=args.text_width,
-        predict_frames=args.predict_frames,
-        grad_ckpt=args.grad_ckpt,
-        n_mels=args.n_mels,
-        audio_fr=codec.spec.mel_per_frame,
-        causal_attn=args.causal_attn,
-        fusion=args.fusion,
-    )
-
-
-def complaint(args, first: int, dataset, order) -> str:
-    """What to say when the loss stays not finite: since when, on which files, and what is left."""
-    from training.storage import checkpoints
-
-    files = sorted({dataset.path(i) for i in order.at(first)})
-    kept = [path.name for path in checkpoints(args.experiment_dir)]  # skipped steps change no weights
-    good = [name for name in kept if name <= f"step_{first:07d}"] or kept[:1]
-    return (
-        f"loss or gradient is not finite since step {first} (files {', '.join(files[:4])}); the last good checkpoint "
-        f"of {args.experiment_dir} is {good[-1] if good else 'none'}; lower --lr or take --fusion c_norm"
-    )
-
-
-def export(args, model, codec, step: int) -> None:
-    """export/: a self-describing checkpoint of a plain model; adapter/ beside it with LoRA."""
-    from pipeline.whole import replaced_folder
-    from training.lora import merged, save_adapter
-
-    if args.lora_rank:
-        save_adapter(model, args.experiment_dir / "adapter", {"step": step, "base": args.init_from})
-        model = merged(model)
-    with replaced_folder(args.experiment_dir / "export") as part:
-        model.save_pretrained(part)
-        codec.save(part)
-        replace(codec.spec, step=step).save(part)
-
-
 def preview(args, model, codec, step: int, device, prompts: Sequence[str] = (), clips: int = 4) -> None:
     """Samples of a plain model, which moves to the device, as mp4 and a contact sheet."""
     import torch
 
     from contact import Clip, contact_sheets
     from data.av import write_clip
-    from pipeline import AVPipeline
+    from pipeline import pipeline_of
     from training.lora import merged
 
     model = merged(model) if args.lora_rank else model
@@ -528,7 +348,8 @@ def preview(args, model, codec, step: int, device, prompts: Sequence[str] = (), 
     names = prompts[:: math.ceil(len(prompts) / clips)] if prompts else spec.class_names  # spread over all texts
     chosen = [i % len(names) for i in range(clips)] if names else []
     y = [names[i] for i in chosen] if prompts else torch.tensor(chosen) if chosen else None
-    made = AVPipeline(model, codec, device).sample(list(range(clips)), args.video_length, y, seed=args.seed)
+    length = args.video_length if model.rolls else args.predict_frames
+    made = pipeline_of(model, codec, device).sample(list(range(clips)), length, y, seed=args.seed)
     sheet = []
     for i, (frames, wave) in enumerate(zip(made.frames.cpu(), made.wave.cpu())):
         write_clip(folder / f"sample_{i:05d}.mp4", frames, wave, spec.fps, spec.sample_rate)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,6 +29,25 @@ def class_guided(model: Callable, scale: float, null_label: int | Tensor) -> Cal
         both = torch.cat([y, null.to(y).expand_as(y)])
         t_a = None if t_a is None else t_a.repeat(2, 1)
         dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a)
+        return tuple(base + scale * (given - base) for given, base in (dv.chunk(2), da.chunk(2)))
+
+    return velocity
+
+
+def clip_guided(model: Callable, scale: float, given: dict, both: dict) -> Callable:
+    """Classifier-free guidance of whole clips: null + scale (given - null) for both modalities (SyncFlow, Eq. 3).
+
+    At scale 1 the model is called once for each clip, else on a doubled batch.
+
+    Args:
+        model: called as model(v, a, t, t_a=, **conditions), with times (B,).
+        given: conditions of the clips (B,...). both: those of the doubled batch, the null side after the given one.
+    """
+    if scale == 1:
+        return partial(model, **given)
+
+    def velocity(v: Tensor, a: Tensor, t: Tensor, t_a: Tensor) -> tuple[Tensor, Tensor]:
+        dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2), t_a=t_a.repeat(2), **both)
         return tuple(base + scale * (given - base) for given, base in (dv.chunk(2), da.chunk(2)))
 
     return velocity

@@ -17,12 +17,20 @@ class Pretrained(PyTorchModelHubMixin):
 
     Attributes:
         system: what its config.json calls the class. presets: arguments by name.
-        rolls: whether each frame has a flow time of its own, so that streams can be made.
+        rolls: whether each frame has a flow time of its own, so that streams can be made; else it makes whole clips.
+        frames: of a clip in training, or of the window, where none are given.
+        stages: of training, by name, and those of them that go on from trained weights.
+        num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
 
     system: ClassVar[str]
     presets: ClassVar[dict[str, dict]]
     rolls: ClassVar[bool]
+    frames: ClassVar[int]
+    stages: ClassVar[tuple[str, ...]] = ()
+    stages_from_weights: ClassVar[tuple[str, ...]] = ()
+    num_timesteps: ClassVar[int]
+    cfg_scale: ClassVar[float]
 
     @classmethod
     def least_weights(cls, config: Mapping) -> tuple[int, int]:

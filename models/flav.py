@@ -14,10 +14,9 @@ from models import official
 from models.checkpoint import Pretrained
 from models.fusion import FUSIONS
 from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm
-from models.text import Text
+from models.text import NULL_TEXT, Text
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
-NULL_TEXT = -1  # label of a frame that no prompt says anything of
 
 
 class Block(nn.Module):
@@ -93,7 +92,7 @@ class FLAV(
             table, and the null text, label NULL_TEXT, is a learned vector: texts are an open list of classes.
     """
 
-    system, rolls = "r-flav", True
+    system, rolls, frames, num_timesteps = "r-flav", True, 10, 2
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import Pretrained
 from models.layers import CrossAttention, Mlp, PatchEmbed, TimeEmbed, displacement, grid_positions, norm
-from models.text import Text
+from models.text import NULL_TEXT, Text
 
 STAGES = {  # of training -> the parts of the model that learn in it
     "video": ("video",),
@@ -31,11 +31,12 @@ class Part(nn.Module):
         self.table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, c: Tensor, text: Text, at: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (N,L,D), c (N,6,D) of the time, text of each row -> x, and what the self-attention gave."""
-        shift, scale, gate, shift_m, scale_m, gate_m = (self.table + c).unsqueeze(2).unbind(1)  # (N,1,D) each
-        seen = self.attn(norm(x) * (1 + scale) + shift, at=at)
+        """x (B,R,L,D), c (B,6,D) of the time, text of each clip -> x, and what the self-attention in each row gave."""
+        shift, scale, gate, shift_m, scale_m, gate_m = (self.table + c)[:, :, None, None].unbind(1)  # (B,1,1,D) each
+        rows = (norm(x) * (1 + scale) + shift).flatten(0, 1)
+        seen = self.attn(rows, at=at).view_as(x)
         x = x + gate * seen
-        x = x + self.text_attn(x, text.tokens, mask=text.mask)
+        x = x + self.text_attn(x.flatten(1, 2), text.tokens, mask=text.mask).view_as(x)
         return x + gate_m * self.mlp(norm(x) * (1 + scale_m) + shift_m), seen
 
 
@@ -48,18 +49,9 @@ class VideoLayer(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, text: Text, at: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """x (B,T,L,D), c (B,6,D), text of each clip, at (T,) -> x, and the self-attentions' outputs (B,T,L,D)."""
-        T, L = x.shape[1:3]
-        of_frames, of_places = (self._of_rows(text, c, count) for count in (T, L))
-        y, in_space = self.spatial(x.flatten(0, 1), *of_frames, None)
-        y, in_time = self.temporal(rearrange(y, "(b t) l d -> (b l) t d", t=T), *of_places, at)
-        taps = {"spatial": in_space.unflatten(0, (-1, T)), "temporal": rearrange(in_time, "(b l) t d -> b t l d", l=L)}
-        return rearrange(y, "(b l) t d -> b t l d", l=L), taps
-
-    @staticmethod
-    def _of_rows(text: Text, c: Tensor, count: int) -> tuple[Tensor, Text]:
-        """Condition and text of each of `count` rows that a clip becomes."""
-        tokens, mask = (x.repeat_interleave(count, 0) for x in (text.tokens, text.mask))
-        return c.repeat_interleave(count, 0), Text(tokens, mask)
+        x, in_space = self.spatial(x, c, text, None)
+        x, in_time = self.temporal(x.transpose(1, 2).contiguous(), c, text, at)
+        return x.transpose(1, 2), {"spatial": in_space, "temporal": in_time.transpose(1, 2)}
 
 
 class Adaptor(nn.Module):
@@ -118,7 +110,10 @@ class SyncFlow(
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
 
-    system, rolls = "syncflow", False
+    system, rolls, frames = "syncflow", False, 32
+    num_timesteps, cfg_scale = 50, 6.0
+    stages, stages_from_weights = tuple(STAGES), ("audio",)
+    num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
     def __init__(
         self,
@@ -284,8 +279,13 @@ class SyncFlow(
                 "use the encoder it was trained with"
             )
 
-    def set_stage(self, stage: str) -> None:
-        """Let the parts of a stage of training learn, and freeze the others.
+    def compile_blocks(self) -> None:
+        """Compile the layers, one after the other from the same code: slow first calls, then faster ones."""
+        for layer in (*self.video["layers"], *self.sound["layers"]):
+            layer.compile()
+
+    def set_stage(self, stage: str) -> int:
+        """Let the parts of a stage of training learn, and freeze the others; how many numbers learn.
 
         Raises:
             ValueError: there is no such stage.
@@ -295,10 +295,13 @@ class SyncFlow(
         for name, part in self.named_children():
             part.requires_grad_(name in STAGES[stage])
         self.sound_learns = "sound" in STAGES[stage]
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
 
 SyncFlow_presets = {
     "SyncFlow-XL/2": dict(hidden_size=1152, depth=28, num_heads=16, patch_size=2),
-    "SyncFlow-tiny": dict(hidden_size=128, depth=3, num_heads=4, patch_size=8, pool_frames=True, prediction="data"),
+    "SyncFlow-tiny": dict(
+        hidden_size=128, depth=3, num_heads=4, patch_size=2, audio_patch=5, pool_frames=True, prediction="data"
+    ),
 }
 SyncFlow.presets = SyncFlow_presets

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+NULL_TEXT = -1  # label of what no prompt says anything of
+
 
 @dataclass(frozen=True)
 class Text:

@@ -6,9 +6,10 @@ for chunk in pipe.stream(y=2, seed=0): ...                      # frames and the
 """
 
 from pipeline.avcodec import AVCodec
-from pipeline.avpipeline import AVPipeline, Clips
+from pipeline.avpipeline import AVPipeline, pipeline_of
+from pipeline.clips import ClipPipeline, Clips
 from pipeline.spec import AVSpec
 from pipeline.state import StreamState
 from pipeline.streams import Chunk, Streams
 
-__all__ = ["AVCodec", "AVPipeline", "AVSpec", "Chunk", "Clips", "StreamState", "Streams"]
+__all__ = ["AVCodec", "AVPipeline", "AVSpec", "Chunk", "ClipPipeline", "Clips", "StreamState", "Streams", "pipeline_of"]

@@ -1,6 +1,6 @@
 """A LoRA adapter beside the weights of its base (Hu et al., 2021, arXiv 2106.09685): W + alpha/r B A.
 
-load_adapter(FLAV.from_pretrained(base), folder)  # what training/lora.py saved
+load_adapter(load_model(base), folder)  # what training/lora.py saved
 """
 
 import hashlib
@@ -13,19 +13,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models import FLAV
+from models.checkpoint import Pretrained
 
-TARGETS = ("fc1", "fc2", "proj", "qkv")  # last names of the linears of attention and feed-forward, which LoRA adapts
+TARGETS = (
+    "fc1",
+    "fc2",
+    "proj",
+    "qkv",
+    "query",
+    "key_value",
+)  # last names of the linears of attention and feed-forward, which LoRA adapts
 PREFIX = "base_model.model."  # of every name in an adapter file of peft
 FILES = ("adapter_model.safetensors", "adapter_config.json", "base.json")
 NO_MATTER = ("grad_ckpt", "class_dropout_prob")  # of the architecture: the same weights mean the same without them
 
 
-def load_adapter(model: FLAV, folder: Path) -> dict:
-    """Add an adapter of `training.lora.save_adapter` to the weights of its base, which stays a plain FLAV.
+def load_adapter(model: Pretrained, folder: Path) -> dict:
+    """Add an adapter of `training.lora.save_adapter` to the weights of its base, which stays plain.
 
     Args:
-        model: the base in float32 or float64, as FLAV.from_pretrained gives it.
+        model: the base in float32 or float64, as `load_model` gives it.
     Returns:
         The facts that were stored with the adapter.
     Raises:
@@ -58,7 +65,7 @@ def _read_adapter(folder: Path) -> tuple[dict, dict, dict[str, Tensor]]:
         raise ValueError(f"{folder} has a damaged file ({error}); fetch or save the adapter again") from None
 
 
-def _check_adapter(model: FLAV, tensors: dict[str, Tensor], config: dict, folder: Path) -> None:
+def _check_adapter(model: Pretrained, tensors: dict[str, Tensor], config: dict, folder: Path) -> None:
     """Raise a ValueError unless the adapter is plain LoRA with exactly the tensors that this model's linears need."""
     if odd := [name for name in ("use_rslora", "alpha_pattern", "fan_in_fan_out") if config.get(name)]:
         raise ValueError(f"{folder} is a LoRA with {', '.join(odd)}, which is not merged here; merge it with peft")
@@ -71,7 +78,7 @@ def _check_adapter(model: FLAV, tensors: dict[str, Tensor], config: dict, folder
         )
 
 
-def _adapter_shapes(model: FLAV, rank: int) -> dict[str, tuple[int, int]]:
+def _adapter_shapes(model: Pretrained, rank: int) -> dict[str, tuple[int, int]]:
     """Names and shapes of the tensors A (rank, in) and B (out, rank) of every adapted linear."""
     shapes = {}
     for name, linear in model.named_modules():
@@ -82,7 +89,7 @@ def _adapter_shapes(model: FLAV, rank: int) -> dict[str, tuple[int, int]]:
 
 
 @torch.no_grad()
-def merge(model: FLAV, tensors: dict[str, Tensor], scale: float) -> None:
+def merge(model: Pretrained, tensors: dict[str, Tensor], scale: float) -> None:
     """W + scale * B A in every adapted linear of a plain model."""
     for name, a in tensors.items():
         if name.endswith(".lora_A.weight"):
@@ -91,7 +98,7 @@ def merge(model: FLAV, tensors: dict[str, Tensor], scale: float) -> None:
             weight += scale * (b.to(weight) @ a.to(weight))
 
 
-def fingerprint(model: FLAV) -> str:
+def fingerprint(model: Pretrained) -> str:
     """SHA-256 of a plain model's weights, in float32: training in float64 from a float32 base keeps it."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
@@ -105,7 +112,7 @@ def differences(there: dict, here: dict) -> list[str]:
     return [f"{name} {there.get(name)} there, {here[name]} here" for name in names]
 
 
-def check_plain(model: FLAV) -> None:
+def check_plain(model: Pretrained) -> None:
     """Raise a ValueError if a model has LoRA layers, which `training.lora.add_lora` puts in."""
     if hasattr(model, "peft_config"):
         raise ValueError("this model has a LoRA adapter already; take merged(model), or the model before add_lora")

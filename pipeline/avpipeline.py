@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from diffusion.guidance import Guidance, class_guided
 from diffusion.rolling import Window, roll, start
-from models import FLAV, TabledFLAV
-from models.flav import NULL_TEXT
-from models.text import TextEncoder, load_text_encoder
+from models import FLAV, TabledFLAV, load_model
+from models.checkpoint import Pretrained
+from models.text import NULL_TEXT, TextEncoder, load_text_encoder
 from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
+from pipeline.clips import ClipPipeline, Clips
 from pipeline.overlap import steps_of
 from pipeline.prompts import Prompts
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
@@ -26,16 +27,6 @@ from pipeline.streams import Chunk, Streams
 from pipeline.whole import replaced_folder
 
 Label = Tensor | int | str | Sequence[str] | None  # a class, or a text; of all, or of each
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Whole clips: frames uint8 (B,T,H,W,3), wave (B, T * samples_per_frame), and the latents they came from."""
-
-    frames: Tensor
-    wave: Tensor
-    v: Tensor
-    a: Tensor
 
 
 class AVPipeline:
@@ -87,8 +78,10 @@ class AVPipeline:
         adapter: str | Path | None = None,
         channels: str | None = None,
         **speed,
-    ) -> "AVPipeline":
+    ) -> "AVPipeline | ClipPipeline":
         """A checkpoint that train.py exported, or a released one, from a folder or the hub.
+
+        That of a model of whole clips becomes a ClipPipeline.
 
         Args:
             audio_scale: of a released checkpoint, which does not store it; known for the two of the paper.
@@ -97,12 +90,12 @@ class AVPipeline:
             text_source: where the text encoder's weights are, if not where the checkpoint says.
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
             channels: "mean" or "first", how sound that is given becomes mono, if not as in training.
-            speed: skip, tables, as of the class.
+            speed: skip, tables, as of the class; whole clips have nothing to skip.
         Raises:
             FileNotFoundError, ValueError: something is missing or contradicts the checkpoint, in one sentence.
         """
         folder = fetch_checkpoint(str(source))
-        model = FLAV.from_pretrained(folder)
+        model = load_model(folder)
         if adapter:
             load_adapter(model, Path(adapter))
         stored = (folder / "pipeline.json").is_file()
@@ -111,7 +104,7 @@ class AVPipeline:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
         overrides = {"codec_source": codec_source, "vocoder": vocoder, "text_source": text_source, "channels": channels}
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
-        return cls(model, AVCodec.load(folder, spec), device, dtype, **speed)
+        return pipeline_of(model, AVCodec.load(folder, spec), device, dtype, **speed)
 
     def save(self, folder: Path) -> None:
         """Write a self-describing checkpoint folder, complete or not at all."""
@@ -314,3 +307,25 @@ class AVPipeline:
             for name, weight in part.state_dict().items():
                 digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def pipeline_of(
+    model: Pretrained,
+    codec: AVCodec,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    **speed,
+) -> AVPipeline | ClipPipeline:
+    """The pipeline for a model that rolls, or one that makes whole clips.
+
+    Args:
+        speed: as of AVPipeline.
+    Raises:
+        ValueError: the codecs are of the other kind.
+    """
+    if model.rolls == bool(codec.spec.clip_frames):
+        raise ValueError(f"a model of {model.system} does not fit pipeline.json, which says clip_frames "
+                         f"{codec.spec.clip_frames}; one of the files belongs to another checkpoint")  # fmt: skip
+    return (
+        AVPipeline(model, codec, device, dtype, **speed) if model.rolls else ClipPipeline(model, codec, device, dtype)
+    )

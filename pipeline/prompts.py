@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.flav import NULL_TEXT
-from models.text import TextEncoder, padded
+from models.text import NULL_TEXT, TextEncoder, padded
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +47,12 @@ class Prompts:
         tokens = self.encoder.encode([text])
         if not len(tokens[0]):
             return NULL_TEXT
-        return self._add(text, padded([tokens[0].half().float()], self._width).pooled())  # as in training
+        rounded = tokens[0].half().float()  # as in training
+        self._keep(rounded)
+        return self._add(text, padded([rounded], self._width).pooled())
+
+    def _keep(self, tokens: Tensor) -> None:
+        """What to do with the tokens (L,D) of a new text: a stream needs their mean only."""
 
     def take(self, said: Said) -> Tensor:
         """Make the texts of a state known: (P + 1,) the label here of each, and last that of the null text."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion.noise import Modality
 from diffusion.rolling import Window
-from models.flav import NULL_TEXT
+from models.text import NULL_TEXT
 from pipeline.prompts import Said
 
 

@@ -7,7 +7,8 @@ from einops import rearrange
 from torch import Tensor
 
 from diffusion.noise import TrainingDraws, sent, training_draws
-from diffusion.times import draw_times
+from diffusion.pairing import paired
+from diffusion.times import draw_times, logit_normal_times
 from models.text import Text
 
 
@@ -46,9 +47,13 @@ class Draws:
         drawn = training_draws(self.seed, step, self.rows, *self.shapes)
         gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
         posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
-        t_v, t_a = (sent(t, mean.device) for t in self._times(drawn))
-        said = self._said(drawn, y, mean)
-        return dict(v=mean + std * posterior, a=a, times=(t_v, t_a), noise=(eps_v, eps_a), **said)
+        v, noise = mean + std * posterior, (eps_v, eps_a)
+        times = tuple(sent(t, mean.device) for t in self._times(drawn))
+        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **self._said(drawn, y, mean))
+
+    def _paired(self, noise: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The noise of each clip: as it was drawn."""
+        return noise
 
     def _said(self, drawn: TrainingDraws, y: Tensor, like: Tensor) -> dict:
         """Labels or text, of which a share is dropped."""
@@ -66,6 +71,49 @@ class Draws:
         early, T = drawn.pre_rolling < self.theta, self.shapes[0][0]
         t, t_a = draw_times(drawn.w, early, T), draw_times(drawn.w_a, early, T)
         return paired_times(t, t_a, drawn.independent, self.independent)
+
+
+class ClipDraws(Draws):
+    """The random part of a step of a model of whole clips, which has one time for picture and sound (SyncFlow, Eq. 2).
+
+    Args:
+        rows, shapes, null_label, texts, drop: as of `Draws`; shapes (T',C,h,w) and (N,M).
+        sampling: how times are drawn, a key of TIMES.
+        pairing: noise is led to clips by optimal transport within so many of them; 0 for none. Costs are compared on
+            the CPU, so each step waits for the device.
+    Raises:
+        ValueError: there is no such way to draw times.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        rows: range,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        null_label: int | None,
+        texts: Callable[[Tensor], Text] | None,
+        drop: float,
+        sampling: str = "uniform",
+        pairing: int = 0,
+    ):
+        if sampling not in TIMES:
+            raise ValueError(f"--sampling {sampling} draws no times of whole clips; choose {' or '.join(TIMES)}")
+        super().__init__(seed, rows, shapes, 0.0, drop, null_label, texts=texts)
+        self.drawn_as, self.pairing = TIMES[sampling], pairing
+
+    def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        """Times (B,), the same of video and audio."""
+        t = self.drawn_as(drawn.w)
+        return t, t
+
+    def _paired(self, noise: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        if not self.pairing:
+            return noise
+        order = paired(noise, data, self.pairing).to(data[0].device)
+        return tuple(eps[order] for eps in noise)
+
+
+TIMES: dict[str, Callable[[Tensor], Tensor]] = {"uniform": lambda u: u, "logit": logit_normal_times}
 
 
 def chosen_captions(captions: Tensor, u: Tensor) -> Tensor:

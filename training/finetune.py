@@ -11,7 +11,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from models import FLAV
+from models import load_model
+from models.checkpoint import Pretrained
 from pipeline.adapter import check_plain, differences, few
 from pipeline.spec import AVSpec, fetch_checkpoint
 
@@ -38,7 +39,7 @@ class Report:
         return "\n".join(lines + _by_reason("unused", dict.fromkeys(self.unused, "no such tensor here")))
 
 
-def initialise(model: FLAV, source: str | Path, class_names: Sequence[str] = ()) -> Report:
+def initialise(model: Pretrained, source: str | Path, class_names: Sequence[str] = ()) -> Report:
     """Copy the weights of a checkpoint into a model whose classes, window or sizes may be others.
 
     A tensor of the same name and shape is copied. Rows of the class tables go by class name where both sides know
@@ -47,7 +48,7 @@ def initialise(model: FLAV, source: str | Path, class_names: Sequence[str] = ())
     the last one instead gave a demo model no lower loss. All else stays as initialised.
 
     Args:
-        source: a checkpoint folder, a released one, or a hub id; read by `FLAV.from_pretrained`.
+        source: a checkpoint folder, a released one, or a hub id; read by `models.load_model`.
         class_names: of this model's classes, where known; the source's are in its pipeline.json.
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, it is damaged, or no tensor of it could be taken.
@@ -56,7 +57,9 @@ def initialise(model: FLAV, source: str | Path, class_names: Sequence[str] = ())
     if len(class_names) not in (0, model.num_classes):
         raise ValueError(f"{len(class_names)} class names do not fit {model.num_classes} classes; give one for each")
     folder = fetch_checkpoint(str(source))
-    other = FLAV.from_pretrained(folder)
+    other = load_model(folder)
+    if type(other) is not type(model):
+        raise ValueError(f"{source} is a model of {other.system}, not of {model.system}; begin with one of the same")
     rows, how = _class_rows(model, other, class_names, _class_names(folder))
     report = Report(str(source), differences(other._hub_mixin_config, model._hub_mixin_config))
     own, given = model.state_dict(), other.state_dict()
@@ -74,7 +77,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _class_rows(
-    model: FLAV, other: FLAV, names: Sequence[str], other_names: Sequence[str]
+    model: Pretrained, other: Pretrained, names: Sequence[str], other_names: Sequence[str]
 ) -> tuple[list[tuple[int, int]], str]:
     """Rows (here, there) of the class tables that mean the same, and by what they were found."""
     by_name = bool(names) and bool(other_names)

@@ -22,7 +22,7 @@ class Learner:
     """The trainable parameters of a model under AdamW, with their exponential moving average.
 
     Args:
-        model: FLAV in the dtype of its weights; `raw` afterwards, `model` being what accelerate makes of it.
+        model: in the dtype of its weights; `raw` afterwards, `model` being what accelerate makes of it.
         weight: of the loss, by flow time. parts: of a batch, that follow each other.
         clip: largest gradient norm. ema_decay: largest decay of the average.
     """

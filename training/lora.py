@@ -1,7 +1,7 @@
 """Train a LoRA adapter beside a frozen model (Hu et al., 2021, arXiv 2106.09685): W + alpha/r B A, W frozen.
 
 add_lora(model, rank=8)
-save_adapter(model, folder, {"step": 1000})  # ... and later load_adapter(FLAV.from_pretrained(base), folder)
+save_adapter(model, folder, {"step": 1000})  # ... and later load_adapter(load_model(base), folder)
 """
 
 import copy
@@ -11,13 +11,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models import FLAV
+from models.checkpoint import Pretrained
 from pipeline.adapter import FILES, PREFIX, TARGETS, check_plain, fingerprint, merge
 from pipeline.whole import replaced_folder
 from training.finetune import trainable_size
 
 
-def add_lora(model: FLAV, rank: int, alpha: float | None = None) -> int:
+def add_lora(model: Pretrained, rank: int, alpha: float | None = None) -> int:
     """Put an adapter W + alpha / rank * B A on the linears of attention and feed-forward; all else is frozen.
 
     B starts at zero, so the output stays as it is, bit for bit; A is drawn from torch's global generator.
@@ -39,7 +39,7 @@ def add_lora(model: FLAV, rank: int, alpha: float | None = None) -> int:
     return trainable_size(model, "adding LoRA")
 
 
-def merged(model: FLAV) -> FLAV:
+def merged(model: Pretrained) -> Pretrained:
     """A plain copy of a model with LoRA, its adapter added to its weights: what is exported and sampled from."""
     config = _lora_config(model)
     plain = _without_lora(model)
@@ -47,7 +47,7 @@ def merged(model: FLAV) -> FLAV:
     return plain
 
 
-def save_adapter(model: FLAV, folder: Path, facts: dict) -> None:
+def save_adapter(model: Pretrained, folder: Path, facts: dict) -> None:
     """Write the adapter in peft's format, and base.json: facts, architecture and checksum of what it belongs to.
 
     The checksum is a SHA-256 over names, shapes and float32 values of all weights of the frozen model, so it tells
@@ -69,14 +69,14 @@ def save_adapter(model: FLAV, folder: Path, facts: dict) -> None:
         base_file.write_text(json.dumps(base, indent=2))
 
 
-def _adapter(model: FLAV) -> dict[str, Tensor]:
+def _adapter(model: Pretrained) -> dict[str, Tensor]:
     """The adapter's tensors under the names of its file."""
     from peft import get_peft_model_state_dict
 
     return {PREFIX + name: x for name, x in get_peft_model_state_dict(model).items()}
 
 
-def _without_lora(model: FLAV) -> FLAV:
+def _without_lora(model: Pretrained) -> Pretrained:
     """A copy of a model with LoRA as it was before."""
     plain = copy.deepcopy(model)
     for name, layer in [*plain.named_modules()]:
@@ -86,7 +86,7 @@ def _without_lora(model: FLAV) -> FLAV:
     return plain
 
 
-def _lora_config(model: FLAV):
+def _lora_config(model: Pretrained):
     if not hasattr(model, "peft_config"):
         raise ValueError("this model has no adapter; call add_lora first")
     return model.peft_config["default"]

@@ -32,6 +32,7 @@ class Meter:
         self.skipped[0] += bad
         self.skipped[1] = (self.skipped[1] + 1) * bad
         for bins, t, error in zip(self.bins, times, (loss.error_v, loss.error_a)):
+            t = t if t.ndim == 2 else t.unsqueeze(1).expand_as(error)  # of whole clips
             frames = torch.stack([torch.ones_like(error), error]).flatten(1).double()
             bins.index_add_(1, (t * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))
 

@@ -6,14 +6,18 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import LoggerType, broadcast_object_list
 from safetensors import SafetensorError
+from torch import nn
 
-from pipeline.whole import readable
+from pipeline.avcodec import AVCodec
+from pipeline.whole import readable, replaced_folder
+from training.lora import merged, save_adapter
 
 if TYPE_CHECKING:
     from training.sharding import State  # imports what is slow
@@ -159,3 +163,18 @@ class Journal:
             else:
                 flat[key] = value
         self.accelerator.log(flat, record["step"])
+
+
+def export(model: nn.Module, codec: AVCodec, experiment: Path, step: int, base: str | None) -> None:
+    """export/: a self-describing checkpoint of a plain model; adapter/ beside it with LoRA.
+
+    Args:
+        base: what the run began with, which an adapter belongs to.
+    """
+    if hasattr(model, "peft_config"):
+        save_adapter(model, experiment / "adapter", {"step": step, "base": base})
+        model = merged(model)
+    with replaced_folder(experiment / "export") as part:
+        model.save_pretrained(part)
+        codec.save(part)
+        replace(codec.spec, step=step).save(part)

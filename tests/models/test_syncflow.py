@@ -66,13 +66,8 @@ def test_spatial_attention_keeps_frames_apart_and_temporal_attention_places(mode
     assert torch.equal(taps["spatial"][:, 1:], moved["spatial"][:, 1:])
     other = x.clone()
     other[:, :, 0] += 1
-    rows = layer.temporal(x[0].transpose(0, 1), c.expand(4, -1, -1), _rows(text, 4), at)[1]
-    others = layer.temporal(other[0].transpose(0, 1), c.expand(4, -1, -1), _rows(text, 4), at)[1]
+    rows, others = (layer.temporal(z.transpose(1, 2), c, text, at)[1][0] for z in (x, other))
     assert torch.equal(rows[1:], others[1:]) and not torch.equal(rows[0], others[0])
-
-
-def _rows(text, count):
-    return Text(text.tokens.expand(count, -1, -1), text.mask.expand(count, -1))
 
 
 @pytest.mark.parametrize("tap", ["temporal", "spatial"])

@@ -1,0 +1,180 @@
+"""What a run of train.py begins with: its data, codecs, texts and model, or why it cannot."""
+
+import inspect
+import logging
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from data.captions import Captions
+from data.clips import ClipDataset
+from data.prepared import PreparedDataset, is_prepared
+from models import model_of_preset
+from models.checkpoint import Pretrained
+from models.codec import CODECS, VIDEO_CODECS
+from models.fusion import FUSIONS
+from models.text import TEXT_ENCODERS
+from pipeline.avcodec import AVCodec
+from pipeline.avpipeline import AVPipeline
+from pipeline.spec import AVSpec
+from pipeline.whole import replaced_folder
+from training.encode import make_codec
+from training.finetune import freeze, initialise
+from training.lora import add_lora
+from training.texts import Texts, encoded_texts, prepared_texts
+from vocoder.autoencoder import SOUND_CODECS
+
+TEXT = ("text_encoder", "text_source")
+FACTS = (  # of the encoding
+    "fps", "sample_rate", "image_size", "resize", "normalise", "channels", "n_mels", "codec", "codec_source", "sound",
+    "sound_source",
+)  # fmt: skip
+log = logging.getLogger(__name__)
+
+
+def check_names(args: Namespace) -> type[Pretrained]:
+    """The class of --model, before any video is read; what it needs and takes is settled in `args`.
+
+    Raises:
+        ValueError: a model, fusion or codec does not exist, or the model has no such stage, or needs other arguments.
+    """
+    codecs = CODECS | VIDEO_CODECS
+    registries = {"fusion": FUSIONS, "codec": codecs, "sound": SOUND_CODECS, "text_encoder": TEXT_ENCODERS}
+    for name, registry in registries.items():
+        if (value := getattr(args, name)) is not None and value not in registry:
+            raise ValueError(f"--{name.replace('_', '-')} {value} is unknown; choose one of {', '.join(registry)}")
+    kind = model_of_preset(args.model)
+    if args.stage is not None and args.stage not in kind.stages:
+        told = f"choose one of {', '.join(kind.stages)}" if kind.stages else "it is trained in one; leave it out"
+        raise ValueError(f"--stage {args.stage} is none of {args.model}; {told}")
+    if args.stage in kind.stages_from_weights and not args.init_from:
+        raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
+    if not kind.rolls and not args.text_encoder:
+        raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
+    return kind
+
+
+def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tuple[ClipDataset, AVCodec]:
+    """The data set and the codecs of a run: made by the first process of the first run, read by all others.
+
+    Args:
+        progress: of what waits, by what it does: progress("indexing") wraps it as tqdm does.
+    Raises:
+        ValueError: the arguments contradict the data or the experiment's earlier runs.
+    """
+    dataset = open_data(args, kind, progress("indexing"))
+    facts = {name: getattr(args, name) for name in (*FACTS, *TEXT)}
+    facts["clip_frames"] = 0 if kind.rolls else args.predict_frames
+    facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
+    facts["class_names"] = () if args.text_encoder else dataset.chosen_classes(args.num_classes)
+    if args.audio_scale is not None:
+        facts["audio_scale"] = args.audio_scale
+    folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
+    if not folder.is_dir():
+        with replaced_folder(folder) as part:
+            first_codec(args, dataset, wanted, progress("reading")).save(part)
+    codec = AVCodec.load(folder)
+    for name in facts:
+        if (stored := getattr(codec.spec, name)) != (value := getattr(wanted, name)):
+            raise ValueError(
+                f"{folder} was made with {name} {stored!r}, not {value!r}; repeat the run's own arguments or choose "
+                "another --experiment-dir"
+            )
+    return dataset, codec
+
+
+def open_data(args: Namespace, kind: type[Pretrained], progress: Callable) -> ClipDataset:
+    """The training clips, of videos or of prepared latents; then what decided the encoding goes into `args`.
+
+    Raises:
+        ValueError: an argument contradicts the latents.
+    """
+    if not is_prepared(args.data_path):
+        args.predict_frames = args.predict_frames or kind.frames
+        if args.cache_latents and not kind.rolls:
+            raise ValueError(f"--cache-latents keeps frames, and {args.model} takes whole clips; encode them once with "
+                             f"prepare.py --clip-frames {args.predict_frames}")  # fmt: skip
+        how = {name: getattr(args, name) for name in
+               ("image_size", "normalise", "channels", "resize", "fps", "sample_rate")}  # fmt: skip
+        how |= {"context": SOUND_CODECS[args.sound].context, "progress": progress}
+        return ClipDataset(args.data_path, "train", args.predict_frames, **how)
+    stored = AVSpec.load(args.data_path / "pipeline")
+    if bool(stored.clip_frames) == kind.rolls:
+        told = "leave --clip-frames out" if kind.rolls else f"give --clip-frames, the paper's are {kind.frames}"
+        is_for = f"whole clips of {stored.clip_frames} frames" if stored.clip_frames else "streams"
+        raise ValueError(f"{args.data_path} was prepared for {is_for}, which {args.model} does not take; prepare "
+                         f"another folder: {told}")  # fmt: skip
+    args.predict_frames = args.predict_frames or stored.clip_frames or kind.frames
+    dataset = PreparedDataset(args.data_path, "train", args.predict_frames, args.audio_scale)
+    for name in FACTS:
+        given, value = getattr(args, name), getattr(stored, name)
+        if given not in (value, getattr(AVSpec(), name)):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {given} contradicts {args.data_path}, prepared with {value}; leave it out")
+        setattr(args, name, value)
+    return dataset
+
+
+def open_texts(args: Namespace, dataset: ClipDataset, progress: Callable) -> tuple[Captions | None, Texts | None]:
+    """Captions of the training clips and their tokens, whose width goes into `args`; None, None without text.
+
+    Raises:
+        ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, or the encoder is missing.
+    """
+    if not args.text_encoder:
+        return None, None
+    encoder = args.text_encoder, args.text_source
+    texts = prepared_texts(dataset, *encoder) if isinstance(dataset, PreparedDataset) else None
+    captions = dataset.captions()
+    log.info("%s", captions.summary())
+    if texts is None:
+        texts, cut = encoded_texts(captions.texts, *encoder, progress("reading", "batch"))
+        log.info("%s", cut) if cut else None
+    args.text_width = texts.width
+    return captions, texts
+
+
+def first_codec(args: Namespace, dataset: ClipDataset, wanted: AVSpec, progress: Callable) -> AVCodec:
+    """The codecs of a new run: of the checkpoint it begins with, of its prepared latents, or made for its videos."""
+    if args.init_from:  # whose weights mean nothing with others
+        codec = AVPipeline.from_pretrained(args.init_from, audio_scale=args.audio_scale).codec
+        same = {name: getattr(wanted, name) for name in ("class_names", "clip_frames", *TEXT)}
+        return codec.copied(replace(codec.spec, step=0, **same))
+    if isinstance(dataset, PreparedDataset):
+        codec = AVCodec.load(args.data_path / "pipeline")
+        spec = replace(wanted, audio_scale=dataset.audio_scale)
+        return AVCodec.make(spec, codec.frames, Path(args.vocoder))
+    measure = args.audio_scale is None
+    return make_codec(dataset, wanted, Path(args.vocoder), measure, progress=progress)
+
+
+def model_config(args: Namespace, codec: AVCodec) -> dict:
+    """Arguments of the model of --model for these codecs: of all that is known, what its class takes."""
+    kind, own = model_of_preset(args.model), ("class_dropout_prob", "text_width", "predict_frames", "grad_ckpt",
+                                              "causal_attn", "fusion")  # fmt: skip
+    known = {**{name: getattr(args, name) for name in own}, "num_classes": len(codec.spec.class_names), **codec.facts}
+    taken = inspect.signature(kind).parameters
+    return {**kind.presets[args.model], **{name: value for name, value in known.items() if name in taken}}
+
+
+def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> None:
+    """Begin with the weights of --init-from, and choose what is trained.
+
+    Raises:
+        ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
+    """
+    if args.init_from:
+        report = initialise(model, args.init_from, class_names)
+        log.info("%s", report)
+        if args.lora_rank and report.differs:
+            log.warning("the adapter will fit no base, since this model is another (%s); export/ has all of it",
+                        "; ".join(report.differs))  # fmt: skip
+    if args.stage:
+        log.info("stage %s: %s numbers are trained", args.stage, model.set_stage(args.stage))
+    if args.freeze:
+        log.info("%s numbers are trained", freeze(model, args.freeze))
+    if args.lora_rank:
+        log.info("%s numbers are trained, of rank %s", add_lora(model, args.lora_rank), args.lora_rank)
