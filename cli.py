@@ -102,11 +102,11 @@ def _source(text: str) -> str:
     return str(Path(text).resolve()) if Path(text).is_dir() else text
 
 
-def load_pipeline(args: argparse.Namespace, channels: str | None = None):
-    """The pipeline that `add_checkpoint_arguments` describes.
+def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: bool = True):
+    """The pipeline that `add_checkpoint_arguments` describes; the steps of sampling go into `args` if not given.
 
     Args:
-        channels: how sound that is given becomes mono, if not as in training.
+        channels: how sound that is given becomes mono, if not as in training. whole: whether clips will do.
     Raises:
         ValueError, OSError: the device or the checkpoint cannot be used.
     """
@@ -119,6 +119,11 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None):
     dtype = getattr(torch, args.dtype)
     facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels)
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
+    if not pipe.model.rolls and not whole:
+        raise ValueError(f"{args.model_ckpt} is a model of {pipe.model.system}, which makes whole clips and no "
+                         "streams; use sample.py, or a model that rolls (r-flav)")  # fmt: skip
+    if getattr(args, "num_timesteps", 0) is None:
+        args.num_timesteps = pipe.model.num_timesteps
     if pipe.model.rolls:  # a call of whole clips is long enough for all cores
         share_cores(pipe.model)
     if args.compile:
@@ -163,11 +168,11 @@ def share_cores(model) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """How to sample."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--num-timesteps", type=positive, default=2, help="steps n per frame; the paper's 20, 100, 200 "
-                       "steps for the first frame are n = 2, 10, 20")  # fmt: skip
+    group.add_argument("--num-timesteps", type=positive, help="steps n per frame, 2 if not given; the paper's 20, 100, "
+                       "200 steps for the first frame are n = 2, 10, 20; of whole clips all steps, 50")  # fmt: skip
     group.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is none, in about half the time, "
                        "and may ignore class or text; if not given, 2 for a model with them, 1 for a released one "
-                       "and without")  # fmt: skip
+                       "and without, 6 for SyncFlow")  # fmt: skip
     group.add_argument("--classes", help="class names or numbers, comma-separated, in turn; all if not given")
     group.add_argument("--prompt", help="what to show, for a model with text")
     group.add_argument("--negative-prompt", help="what guidance leads away from, instead of no text")

@@ -47,10 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser, given: str) -> None:
     group.add_argument("--num-videos", type=cli.positive, help="inputs at most, of each class its share; all if "
                        "not given")  # fmt: skip
     group.add_argument("--batch-size", type=cli.positive, default=8, help="inputs sampled side by side")
-    group.add_argument("--method", choices=["guide", "replace", "clean"], default="guide",
-                       help=f"guide: by the gradient of the error in the {given}; replace: without it, in half the "
-                       f"time; clean: shows the model the {given} without noise, for which it must have been trained "
-                       "with --independent-times")  # fmt: skip
+    group.add_argument("--method", choices=["guide", "replace", "clean", "line"],
+                       help=f"guide, if not given: by the gradient of the error in the {given}; replace: without it, "
+                       f"in half the time; clean: shows the model the {given} without noise, for which it must have "
+                       f"been trained with --independent-times; line: of whole clips, the {given} on its way from "
+                       "noise to itself")  # fmt: skip
     if given == "sound":
         group.add_argument("--channels", choices=["mean", "first"], help="how the sound becomes mono for the model; as "
                            "in its training if not given")  # fmt: skip
@@ -69,11 +70,20 @@ def sample(args: argparse.Namespace, given: str) -> None:
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from data.folders import by_reason
-    from pipeline.conditional import choose_inputs, conditioned_streams, examine, find_inputs, folder_labels, generate
+    from pipeline.conditional import (
+        choose_inputs,
+        conditioned_clips,
+        conditioned_streams,
+        examine,
+        find_inputs,
+        folder_labels,
+        generate,
+    )
 
     path = args.input or args.data_path / args.split
     files, unread = find_inputs(path, given)
     pipe = cli.load_pipeline(args, channels=args.channels if given == "sound" else None)
+    _settle(args, pipe, given)
     names = pipe.spec.class_names
     chosen = args.classes or args.prompt is not None
     y = [None] * len(files) if chosen else folder_labels(files, path, names)
@@ -82,14 +92,18 @@ def sample(args: argparse.Namespace, given: str) -> None:
     sys.stderr.write(cli.settle_guidance(args, pipe))
     with logging_redirect_tqdm():
         examining = partial(tqdm, unit="file", desc="examining")
-        jobs, problems = examine(pipe, files, y, given, args.video_length, examining)
+        whole = 0 if pipe.model.rolls else args.video_length  # frames that an input of a clip needs
+        jobs, problems = examine(pipe, files, y, given, args.video_length, examining, least=whole)
     problems += unread
     how = (args.num_timesteps, args.cfg_scale, args.negative_prompt or "")
-    streams = conditioned_streams(pipe, given, args.method, args.guidance_scale, *how)
+    if whole:
+        make = partial(conditioned_clips, pipe, how=how)
+    else:
+        make = partial(generate, conditioned_streams(pipe, given, args.method, args.guidance_scale, *how))
     made, began = {}, time.perf_counter()
     total = sum(job.source.frames for job in jobs)
     with tqdm(total=total, unit="frame") as bar, logging_redirect_tqdm():
-        for job, frames, film in generate(streams, jobs, args.seed, args.batch_size, folder):
+        for job, frames, film in make(jobs, args.seed, args.batch_size, folder):
             bar.update(frames)
             if film:
                 made[job.sample] = film.name
@@ -101,6 +115,25 @@ def sample(args: argparse.Namespace, given: str) -> None:
     length = total / pipe.spec.fps
     print(f"{folder}: {len(jobs)} films, {length:.1f} s in {seconds:.1f} s, {length / seconds:.2f} x real time"
           + (f"; skipped {len(problems)} inputs: {by_reason(problems)}" if problems else ""))  # fmt: skip
+
+
+def _settle(args: argparse.Namespace, pipe, given: str) -> None:
+    """The method and length that the model takes go into `args`.
+
+    Raises:
+        ValueError: the model cannot do what is asked.
+    """
+    model, whole = pipe.model, not pipe.model.rolls
+    if given not in model.takes:
+        raise ValueError(f"{args.model_ckpt} is a model of {model.system}, which takes no {given}, only a "
+                         f"{model.takes[0]}; use sample_v2a.py, or a model of r-flav")  # fmt: skip
+    args.method = args.method or ("line" if whole else "guide")
+    if (args.method == "line") != whole:
+        raise ValueError(f"--method {args.method} does not fit a model of {model.system}; "
+                         f"{'take line' if whole else 'take guide, replace or clean'}")  # fmt: skip
+    if whole:
+        args.video_length = args.video_length or pipe.spec.clip_frames
+        pipe.codec.latent_frames(args.video_length)
 
 
 def _record(job, file: str, spec) -> dict:

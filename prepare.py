@@ -29,8 +29,8 @@ def parse(argv=None):
     p = cli.Parser(__doc__)
     p.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, and test/ if any")
     p.add_argument("--out", type=Path, required=True, help="folder that gets the latents, pipeline/ and prepared.json")
-    p.add_argument("--clip-frames", type=cli.whole, default=0, help="encode whole clips of so many frames, which overlap "
-                   "by half, for a model of clips; 0 for streams, frame by frame")  # fmt: skip
+    p.add_argument("--clip-frames", type=cli.whole, default=0, help="encode whole clips of so many frames, which "
+                   "overlap by half, for a model of clips; 0 for streams, frame by frame")  # fmt: skip
     p.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of files on the contact sheet")
     cli.add_encoding_arguments(p)

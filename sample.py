@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -27,7 +28,10 @@ def parse(argv=None):
     cli.add_checkpoint_arguments(p)
     cli.add_sampling_arguments(p)
     p.add_argument("--results-dir", type=Path, default=Path("results"), help="where the clips go")
-    p.add_argument("--video-length", type=cli.positive, default=16, help="frames per clip, 10 a second")
+    p.add_argument("--video-length", type=cli.positive, help="frames per clip, 10 a second; 16 if not given, of a "
+                   "model of whole clips as many as in training")  # fmt: skip
+    p.add_argument("--image-size", type=picture_size, metavar="PX", help="of whole clips: 128, or 48x96 (height x "
+                   "width), if not as in training")  # fmt: skip
     p.add_argument("--num-videos", type=cli.positive, help="number of clips; 8, or one a prompt, if not given")
     p.add_argument("--prompts", type=Path, help="file with a prompt a line, or .jsonl with prompt, seed, negative, "
                    "instead of --prompt; in turn")  # fmt: skip
@@ -41,6 +45,14 @@ def parse(argv=None):
     return args
 
 
+def picture_size(text: str) -> tuple[int, int]:
+    """Type of an argument that gives a picture's side, or height x width, in pixels."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"{text} is no size in pixels; give 128, or 48x96 for height x width")
+    return int(sides[0]), int(sides[-1])
+
+
 def main(argv=None):
     args = parse(argv)
     lines = read_prompts(args.prompts) if args.prompts else []
@@ -50,6 +62,10 @@ def main(argv=None):
 
     processes = cli.join_processes(args)
     pipe = cli.load_pipeline(args)
+    args.video_length = args.video_length or pipe.spec.clip_frames or 16
+    if args.image_size and pipe.model.rolls:
+        raise ValueError(f"--image-size is for models of whole clips, and {args.model_ckpt} makes pictures of "
+                         f"{pipe.spec.image_size} px only; leave it out")  # fmt: skip
     wishes = wished(args, pipe, lines)
     told = cli.settle_guidance(args, pipe)
     sys.stderr.write(told if processes.is_main_process else "")
@@ -121,6 +137,8 @@ def generate(pipe: AVPipeline, batch: range, wishes: list[Wish], args) -> Clips:
     y = None if wishes[0].y is None else torch.tensor([wish.y for wish in wishes])
     seed, negative = torch.tensor([wish.seed for wish in wishes]), [wish.negative for wish in wishes]
     how = dict(seed=seed, num_timesteps=args.num_timesteps, cfg_scale=args.cfg_scale, negative=negative)
+    if args.image_size:
+        how["size"] = args.image_size
     return pipe.sample(list(batch), args.video_length, y, **how)
 
 

@@ -78,7 +78,7 @@ def main(argv=None):
 
     from pipeline import Streams
 
-    pipe = cli.load_pipeline(args, channels=args.channels)
+    pipe = cli.load_pipeline(args, channels=args.channels, whole=False)
     schedule = class_schedule(args.class_schedule, pipe.spec.class_names) or prompt_schedule(args.prompt_schedule, pipe)
     begins = beginnings(args, pipe, schedule)
     sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale))

@@ -15,17 +15,8 @@ from tempfile import TemporaryDirectory
 
 import cli
 
-SAME = (
-    "model",
-    "fusion",
-    "predict_frames",
-    "causal_attn",
-    "class_dropout_prob",
-    "dtype",
-    "lora_rank",
-    "freeze",
-    "stage",
-)
+SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze",
+        "stage", "variant")  # fmt: skip
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
@@ -46,6 +37,7 @@ def parse(argv=None) -> argparse.Namespace:
     model = p.add_argument_group("model")
     model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny; SyncFlow-XL/2, "
                        "SyncFlow-tiny")  # fmt: skip
+    model.add_argument("--variant", help="of SyncFlow, for its ablations: no-adaptor, text-only, spatial-tap")
     model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm")
     model.add_argument("--predict-frames", type=cli.positive, help="frames in the window, or of a whole clip; 10 and "
                        "32 if not given, or those of prepared clips")  # fmt: skip
@@ -240,7 +232,7 @@ def make_learner(args, accelerator, codec):
     if args.compile:
         model.compile_blocks()
     how = {"beta2": args.beta2, "weight_decay": args.weight_decay, "clip": args.clip_grad_norm}
-    weight = WEIGHTS[args.sampling or "logit"] if kind.rolls else WEIGHTS["uniform"]  # their times are drawn denser
+    weight = WEIGHTS[args.sampling] if kind.rolls else WEIGHTS["uniform"]  # their times are drawn denser
     parts = args.micro_batches
     return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay)
 
@@ -267,7 +259,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     null = model.null_label if model.conditional else None
     if not model.rolls:
         pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
-        how = (args.class_dropout_prob, args.sampling or "uniform", pairing)
+        how = (args.class_dropout_prob, args.sampling, pairing)
         return loader, ClipDraws(args.seed, order.rows(), codec.unit_shapes, null, texts, *how)
     shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)

@@ -41,3 +41,25 @@ def score(films: list[tuple], real: list[tuple], motion: str = "bounce") -> dict
         "seen": sum(c.v for c in counts),
         "heard": sum(c.a for c in counts),
     }
+
+
+def prompts_of(split: str, count: int) -> list[str]:
+    """Captions of captioned balls by the phrasings of a split: all colours in turn, in one phrasing after the other."""
+    from data.synthetic import BALLS, captions_of
+
+    phrasings = list(zip(*(captions_of(ball, split) for ball in BALLS)))  # each with all colours
+    return [phrasings[i // len(BALLS) % len(phrasings)][i % len(BALLS)] for i in range(count)]
+
+
+def colour(frames) -> int:
+    """Label of the colour that most frames have; -1 without a ball."""
+    import numpy as np
+
+    from data.synthetic import ball_class
+
+    labels, counts = np.unique(ball_class(frames), return_counts=True)
+    return int(labels[counts.argmax()])
+
+
+def share(right: list[bool]) -> float:
+    return sum(right) / len(right)

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import FRAMES, RATE, look, score
+from benchmarks.events import FRAMES, RATE, colour, look, prompts_of, score, share
 from demo import SAMPLING, TRAINING
 
 BATCH = 24  # clips sampled together
@@ -67,12 +67,10 @@ def sampled(script: str, seed: int, work: Path, name: str, *how) -> list[tuple]:
 
 def clips(args, seed: int, split: str, work: Path) -> tuple[list[tuple], list[bool]]:
     """Clips by the phrasings of a split, all colours in turn, and whether each has its colour."""
-    from data.synthetic import BALLS, captions_of
+    from data.synthetic import BALLS
 
-    phrasings = list(zip(*(captions_of(ball, split) for ball in BALLS)))  # each with all colours
-    prompts = [phrasings[i // len(BALLS) % len(phrasings)][i % len(BALLS)] for i in range(args.clips)]
     file = work / f"{split}.txt"
-    file.write_text("\n".join(prompts))
+    file.write_text("\n".join(prompts_of(split, args.clips)))
     how = ("--prompts", file, "--video-length", FRAMES, "--batch-size", BATCH)
     films = sampled("sample.py", seed, work, f"films_{split}", *how)
     return films, [colour(frames) == i % len(BALLS) for i, (frames, _) in enumerate(films)]
@@ -91,20 +89,6 @@ def switch(args, seed: int, real: list[tuple], work: Path) -> dict:
     halves = [(frames[:SWITCH], wave[:at]) for frames, wave in films], [(f[SWITCH:], wave[at:]) for f, wave in films]
     red_half, blue_half = (score(half, real) for half in halves)
     return {"before": red_half, "after": blue_half, "red": share(before), "turned": share(turned)}
-
-
-def colour(frames) -> int:
-    """Label of the colour that most frames have; -1 without a ball."""
-    import numpy as np
-
-    from data.synthetic import ball_class
-
-    labels, counts = np.unique(ball_class(frames), return_counts=True)
-    return int(labels[counts.argmax()])
-
-
-def share(right: list[bool]) -> float:
-    return sum(right) / len(right)
 
 
 if __name__ == "__main__":

@@ -334,8 +334,8 @@ class PreparedDataset(ClipDataset):
         self.facts, self.class_names = index["facts"], tuple(map(composed, index["class_names"]))
         self.whole = self.facts.get("clip_frames", 0)  # frames of the clips that were encoded, 0 in a folder of streams
         if self.whole and clip_frames != self.whole:
-            raise ValueError(f"{root} was prepared in clips of {self.whole} frames, not {clip_frames}; leave the length "
-                             "out, or prepare another folder")  # fmt: skip
+            raise ValueError(f"{root} was prepared in clips of {self.whole} frames, not {clip_frames}; leave the "
+                             "length out, or prepare another folder")  # fmt: skip
         self.clip_frames = clip_frames
         self.audio_scale = index["audio_scale"] if audio_scale is None else audio_scale
         self.text = index.get("text")

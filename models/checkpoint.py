@@ -19,7 +19,10 @@ class Pretrained(PyTorchModelHubMixin):
         system: what its config.json calls the class. presets: arguments by name.
         rolls: whether each frame has a flow time of its own, so that streams can be made; else it makes whole clips.
         frames: of a clip in training, or of the window, where none are given.
+        sampling: weight of the loss over time, or how times of clips are drawn, where none is given.
         stages: of training, by name, and those of them that go on from trained weights.
+        variants: arguments of its ablations, by name.
+        takes: sides that may be given while the other is made.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
 
@@ -27,8 +30,11 @@ class Pretrained(PyTorchModelHubMixin):
     presets: ClassVar[dict[str, dict]]
     rolls: ClassVar[bool]
     frames: ClassVar[int]
+    sampling: ClassVar[str]
     stages: ClassVar[tuple[str, ...]] = ()
     stages_from_weights: ClassVar[tuple[str, ...]] = ()
+    variants: ClassVar[dict[str, dict]] = {}
+    takes: ClassVar[tuple[str, ...]] = ("picture", "sound")
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]
 

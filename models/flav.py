@@ -92,7 +92,8 @@ class FLAV(
             table, and the null text, label NULL_TEXT, is a learned vector: texts are an open list of classes.
     """
 
-    system, rolls, frames, num_timesteps = "r-flav", True, 10, 2
+    _no_split_modules = ("Block",)  # of which FSDP makes units
+    system, rolls, frames, sampling, num_timesteps = "r-flav", True, 10, "logit", 2
 
     def __init__(
         self,

@@ -110,8 +110,9 @@ class SyncFlow(
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
 
-    system, rolls, frames = "syncflow", False, 32
-    num_timesteps, cfg_scale = 50, 6.0
+    _no_split_modules = ("VideoLayer", "SoundLayer", "Adaptor")  # of which FSDP makes units
+    system, rolls, frames, sampling = "syncflow", False, 32, "uniform"
+    num_timesteps, cfg_scale, takes = 50, 6.0, ("picture",)
     stages, stages_from_weights = tuple(STAGES), ("audio",)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
@@ -305,3 +306,8 @@ SyncFlow_presets = {
     ),
 }
 SyncFlow.presets = SyncFlow_presets
+SyncFlow.variants = {
+    "no-adaptor": dict(adaptor=False),
+    "text-only": dict(adaptor=False, audio_text=True),  # what the sound hears
+    "spatial-tap": dict(tap="spatial"),
+}

@@ -113,9 +113,13 @@ class ClipPipeline:
         return Clips(*self.codec.decode(v, a), v, a)
 
     def velocity(
-        self, count: int, y=None, cfg_scale: float | None = None, negative: str | Sequence[str] = ""
+        self,
+        count: int,
+        y: int | str | Sequence[str] | Tensor | None = None,
+        cfg_scale: float | None = None,
+        negative: str | Sequence[str] = "",
     ) -> Callable:
-        """The model of `count` clips as `sample_clip` calls it, guidance by text around it; arguments as of `sample`."""
+        """The model of `count` clips as `sample_clip` calls it, guidance by text around it; as of `sample`."""
         labels = self.label(y).expand(count)
         null = self.label([negative] * count if isinstance(negative, str) else negative)
         scale = self.cfg_scale if cfg_scale is None else cfg_scale

@@ -17,7 +17,9 @@ from data.choice import choose
 from data.folders import SUFFIXES, Skipped, class_of, nearest, nearest_path, walk
 from diffusion.guidance import Guidance
 from diffusion.noise import Modality
+from models.text import NULL_TEXT
 from pipeline.avpipeline import AVPipeline
+from pipeline.clips import ClipPipeline
 from pipeline.sources import SIDE, PictureSource, SoundSource, Source
 from pipeline.streams import Streams
 
@@ -97,7 +99,13 @@ def choose_inputs(
 
 
 def examine(
-    pipe: AVPipeline, files: list[Path], labels: list[int | None], given: str, most: int, progress: Callable = iter
+    pipe: AVPipeline | ClipPipeline,
+    files: list[Path],
+    labels: list[int | None],
+    given: str,
+    most: int,
+    progress: Callable = iter,
+    least: int = 0,
 ) -> tuple[list[Job], Skipped]:
     """Jobs of the files that can be used, and what is wrong with the others, which is warned of.
 
@@ -106,6 +114,7 @@ def examine(
 
     Args:
         given: "sound" or "picture". most: frames of each file; 0 for all. progress: wraps the files, as tqdm does.
+        least: frames that a file must have.
     Raises:
         MediaError: none can be used.
     """
@@ -115,7 +124,10 @@ def examine(
         write_clip(film, torch.zeros(1, SIDE, SIDE, 3, dtype=torch.uint8), torch.zeros(0))
         for i, (path, y) in enumerate(zip(progress(files), labels)):
             try:
-                source = SOURCES[given](path, pipe.codec, pipe.model.predict_frames, most)
+                source = SOURCES[given](path, pipe.codec, least or pipe.model.predict_frames, most)
+                if source.frames < least:
+                    raise MediaError(f"{path} has {source.frames} frames, shorter than the clip of {least}; give a "
+                                     "longer file, or a smaller --video-length")  # fmt: skip
                 source.mux(film, trial, seconds=1.0)
                 jobs.append(Job(i, source, y))
             except MediaError as error:
@@ -188,12 +200,44 @@ def generate(
                 writer.discard()
 
 
+def conditioned_clips(
+    pipe: ClipPipeline, jobs: list[Job], seed: int, batch_size: int, folder: Path, how: tuple[int, float, str]
+) -> Iterator[tuple[Job, int, Path]]:
+    """Sound for the pictures of all jobs, whose sources have the frames of one clip; as `generate` does for streams.
+
+    Args:
+        how: num_timesteps, cfg_scale and negative, as of `ClipPipeline.sample`.
+    """
+    with TemporaryDirectory(dir=folder, prefix=".films.") as work:
+        for first in range(0, len(jobs), batch_size):
+            batch = jobs[first : first + batch_size]
+            picture = torch.stack(
+                [pipe.codec.frames.encode(job.source.pixels().to(pipe.device))[0][0] for job in batch]
+            )
+            y = torch.tensor([NULL_TEXT if job.y is None else job.y for job in batch])
+            numbers, frames = [job.sample for job in batch], batch[0].source.frames
+            clips = pipe.sample(numbers, frames, y, seed, *how, picture=picture)
+            for job, wave in zip(batch, clips.wave.cpu()):
+                writer = _writer(pipe, job, Path(work))
+                try:
+                    writer.write(torch.zeros(frames, SIDE, SIDE, 3, dtype=torch.uint8), wave)
+                    yield job, frames, _finish(job, writer, folder)
+                finally:
+                    writer.discard()
+
+
+def _writer(pipe: AVPipeline | ClipPipeline, job: Job, work: Path) -> Writer:
+    """A film without the given track."""
+    side = job.source.side
+    return Writer(work / f"{job.name}.mp4", side, side, pipe.spec.fps, pipe.spec.sample_rate)
+
+
 def _join(streams: Streams, job: Job, seed: int, work: Path) -> Writer:
     """Let a stream begin; its film, without the given track."""
     source, pipe = job.source, streams.pipe
     state = pipe.new_stream(job.sample, job.y, seed)
     streams.join(job.name, state, source.frames, given={source.modality: source})
-    return Writer(work / f"{job.name}.mp4", source.side, source.side, pipe.spec.fps, pipe.spec.sample_rate)
+    return _writer(pipe, job, work)
 
 
 def _finish(job: Job, writer: Writer, folder: Path) -> Path:

@@ -174,9 +174,17 @@ class PictureSource(Source):
         return probe(self.path).frames(self.spec.fps)
 
     def _latents(self) -> Iterator[Tensor]:
+        for pixels in self._fitted():
+            yield self.codec.frames.encode(pixels[None].to(self.codec.device))[0][0, 0].cpu()
+
+    def _fitted(self) -> Iterator[Tensor]:
+        """(1,3,H,W) of each frame."""
         for picture in iter_frames(self.path, self.spec.fps, count=self.frames):
-            pixels = fit(picture[None], self.spec.image_size, self.spec.resize)[None]  # (1,1,3,H,W)
-            yield self.codec.frames.encode(pixels.to(self.codec.device))[0][0, 0].cpu()
+            yield fit(picture[None], self.spec.image_size, self.spec.resize)
+
+    def pixels(self) -> Tensor:
+        """All frames together, (1,T,3,H,W): for a clip."""
+        return torch.cat(list(self._fitted()))[None]
 
     def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         return torch.zeros(len(chunk.v), SIDE, SIDE, 3, dtype=torch.uint8), chunk.wave

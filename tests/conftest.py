@@ -29,13 +29,18 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="module")
 def small_preset():
-    """FLAV-mini, of which other tests need not know; what the device can do is measured by the first run alone."""
+    """FLAV-mini and SyncFlow-mini, of which other tests need not know; the device's ceiling is measured once."""
     from models import FLAV_presets
-    from tests.small_train import SMALL
+    from models.syncflow import SyncFlow_presets
+    from tests.small_train import SMALL, SMALL_CLIPS
     from training import ceiling
 
     measured = functools.cache(ceiling.matmul_ceiling)
-    with patch.dict(FLAV_presets, SMALL), patch.object(ceiling, "matmul_ceiling", measured):
+    with (
+        patch.dict(FLAV_presets, SMALL),
+        patch.dict(SyncFlow_presets, SMALL_CLIPS),
+        patch.object(ceiling, "matmul_ceiling", measured),
+    ):
         yield
 
 

@@ -23,7 +23,6 @@ import training.draws
 from tests import small_train
 
 CONFIG = Path(__file__).parents[1] / "configs/accelerate/fsdp_8.yaml"
-RENAMED = {"fsdp_transformer_layer_cls_to_wrap": "FSDP_TRANSFORMER_CLS_TO_WRAP"}  # as accelerate launch does
 BROKEN = 2  # the step that is not finite
 
 
@@ -73,7 +72,7 @@ def what_it_holds(model, optimiser, ema) -> dict:
 
 def main() -> None:
     settings = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
-    os.environ |= {RENAMED.get(name, name.upper()): str(value) for name, value in settings.items()}
+    os.environ |= {name.upper(): str(value) for name, value in settings.items()}
     os.environ["ACCELERATE_USE_FSDP"] = "true"
     AcceleratorState.__init__ = as_with_accelerators(AcceleratorState.__init__)
     training.draws.Draws.__call__ = broken_step(training.draws.Draws.__call__)

@@ -12,10 +12,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
 from models import FLAV_presets
+from models.syncflow import SyncFlow_presets
 from training import ceiling
 from training.storage import Journal
 
-SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], "hidden_size": 32, "depth": 2, "num_heads": 2}}
+MINI = {"hidden_size": 32, "depth": 2, "num_heads": 2}
+SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], **MINI}}
+SMALL_CLIPS = {"SyncFlow-mini": {**SyncFlow_presets["SyncFlow-tiny"], **MINI}}
 LINGERS = int(os.environ.get("LINGERS", 0))
 SECONDS = 2
 
@@ -33,6 +36,7 @@ def lingering(write):
 
 def main() -> None:
     FLAV_presets.update(SMALL)
+    SyncFlow_presets.update(SMALL_CLIPS)
     ceiling.matmul_ceiling = lambda *args, **how: 1e11
     Journal.write = lingering(Journal.write)
     train.main(sys.argv[1:])

@@ -13,6 +13,7 @@ import pytest
 import cli
 import sample
 import train
+from models import FLAV
 from tests import processes
 
 ROOT = Path(__file__).parents[1]
@@ -83,9 +84,10 @@ def test_released_sampling_line_parses_as_printed():
 def test_defaults_of_training_are_those_of_the_paper():
     args = train.parse(["--data-path", "D", "--experiment-dir", "E"])
     paper = dict(lr=1e-4, weight_decay=0.02, beta2=0.999, clip_grad_norm=1.0, ema_decay=0.9999, theta=0.2,
-                 class_dropout_prob=0.1, predict_frames=10, fusion="c", sampling="logit", lr_schedule="constant",
+                 class_dropout_prob=0.1, fusion="c", lr_schedule="constant",
                  codec="sd-vae", model="FLAV-B/1", causal_attn=True, image_size=256, n_mels=256)  # fmt: skip
     assert {name: getattr(args, name) for name in paper} == paper
+    assert (FLAV.frames, FLAV.sampling) == (10, "logit") and args.predict_frames is args.sampling is None
 
 
 def test_causal_attention_can_be_switched_off():

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
-import models.flav
+from models import MODELS
 
 CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
 
@@ -26,6 +27,12 @@ def test_every_config_is_tested_and_says_what_it_is_for():
     assert all(path.read_text().startswith("# ") for path in CONFIGS.iterdir())
 
 
-def test_fsdp_wraps_the_blocks_of_the_model():
-    wrapped = load_config_from_file(str(CONFIGS / "fsdp_8.yaml")).fsdp_config["fsdp_transformer_layer_cls_to_wrap"]
-    assert isinstance(getattr(models.flav, wrapped, None), type)
+@pytest.mark.parametrize("kind", MODELS.values(), ids=MODELS)
+def test_fsdp_wraps_the_blocks_that_a_model_names(kind):
+    settings = load_config_from_file(str(CONFIGS / "fsdp_8.yaml")).fsdp_config
+    assert (
+        settings["fsdp_auto_wrap_policy"] == "TRANSFORMER_BASED_WRAP" and len(settings) == 5
+    )  # and no names of its own
+    with torch.device("meta"):
+        model = kind(**{**next(iter(kind.presets.values())), "depth": 1})
+    assert {type(module).__name__ for module in model.modules()} >= set(kind._no_split_modules)

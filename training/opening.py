@@ -47,6 +47,9 @@ def check_names(args: Namespace) -> type[Pretrained]:
         if (value := getattr(args, name)) is not None and value not in registry:
             raise ValueError(f"--{name.replace('_', '-')} {value} is unknown; choose one of {', '.join(registry)}")
     kind = model_of_preset(args.model)
+    if args.variant is not None and args.variant not in kind.variants:
+        told = f"choose one of {', '.join(kind.variants)}" if kind.variants else "it has none; leave it out"
+        raise ValueError(f"--variant {args.variant} is none of {args.model}; {told}")
     if args.stage is not None and args.stage not in kind.stages:
         told = f"choose one of {', '.join(kind.stages)}" if kind.stages else "it is trained in one; leave it out"
         raise ValueError(f"--stage {args.stage} is none of {args.model}; {told}")
@@ -54,6 +57,7 @@ def check_names(args: Namespace) -> type[Pretrained]:
         raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
     if not kind.rolls and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
+    args.sampling = args.sampling or kind.sampling
     return kind
 
 
@@ -157,7 +161,8 @@ def model_config(args: Namespace, codec: AVCodec) -> dict:
                                               "causal_attn", "fusion")  # fmt: skip
     known = {**{name: getattr(args, name) for name in own}, "num_classes": len(codec.spec.class_names), **codec.facts}
     taken = inspect.signature(kind).parameters
-    return {**kind.presets[args.model], **{name: value for name, value in known.items() if name in taken}}
+    variant = kind.variants.get(args.variant, {})
+    return {**kind.presets[args.model], **variant, **{name: value for name, value in known.items() if name in taken}}
 
 
 def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> None:

@@ -25,19 +25,10 @@ from pipeline.whole import replaced_folder
 from training.encode import Cut, make_codec, picture_blocks, sound_blocks
 from vocoder.autoencoder import SOUND_CODECS
 
-SAME = (
-    "codec",
-    "codec_source",
-    "image_size",
-    "resize",
-    "channels",
-    "n_mels",
-    "fps",
-    "sample_rate",
-    "clip_frames",
-    "sound",
+SAME = (  # of all runs on a folder
+    "codec", "codec_source", "image_size", "resize", "channels", "n_mels", "fps", "sample_rate", "clip_frames", "sound",
     "sound_source",
-)  # of all runs on a folder
+)  # fmt: skip
 WINDOW = 10  # frames in the middle of each video that are decoded for its PSNR: of all, it would double the work
 
 

@@ -95,7 +95,7 @@ class SoundCodec(nn.Module, ABC):
         return self._decode(tokens).clamp(-1, 1)
 
     def log_mel_error(self, wave: Tensor, tokens: Tensor) -> Tensor:
-        """How far the log-mel of what tokens (B,N,M) give back is from that of the wave: |natural log|, in any shape."""
+        """How far the log-mel of what tokens (B,N,M) give back is from the wave's: |natural log|, in any shape."""
         mels = (log_mel(x, MELS, sample_rate=self.sample_rate) for x in (self.decode(tokens)[:, : wave.shape[1]], wave))
         return torch.sub(*mels).abs()
 
