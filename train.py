@@ -270,6 +270,7 @@ def make_meter(args, accelerator, codec):
     """What is measured: of a model of this size on this device."""
     import torch
 
+    from models import model_of_preset
     from models.costs import training_flops
     from training.ceiling import data_sheet_flops, device_name, matmul_ceiling
     from training.meter import Meter
@@ -279,11 +280,8 @@ def make_meter(args, accelerator, codec):
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(torch, args.dtype))
     limits = {"matmul": matmul_ceiling(device, dtype, seconds=0.05),
               "data_sheet": data_sheet_flops(device_name(device), dtype)}  # fmt: skip
-    flops = (
-        training_flops({**model_config(args, codec), "grad_ckpt": False}, args.batch_size)
-        if args.model.startswith("FLAV")
-        else 0
-    )
+    config, rolls = {**model_config(args, codec), "grad_ckpt": False}, model_of_preset(args.model).rolls
+    flops = training_flops(config, args.batch_size) if rolls else 0  # clips have no formula yet
     peaks = {name: peak for name, peak in limits.items() if peak}
     return Meter(device, args.predict_frames * args.batch_size, flops, peaks)
 

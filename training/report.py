@@ -37,6 +37,8 @@ def dry_report(args: Namespace, accelerator: Accelerator, model: nn.Module, clip
 
 def planned_memory(args: Namespace, accelerator: Accelerator, model: nn.Module) -> str:
     """What a GPU would hold, from the formulas of models/costs.py."""
+    if not model.rolls:
+        return f"models/costs.py has no formula for a model of {model.system} yet, so no plan for a GPU"
     strategy = "fsdp" if accelerator.distributed_type.value == "FSDP" else "ddp"
     precision = "fp32" if accelerator.mixed_precision == "no" else "bf16"
     clips = args.batch_size // args.micro_batches
