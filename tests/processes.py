@@ -122,10 +122,7 @@ def _copy_of_this(_, arguments: list[str], fds: list[int]) -> int:
     if pid := os.fork():
         return pid
     try:
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1):  # else a pipe gets their numbers, and a script that is given its stdout would cut it
-            os.dup2(null, fd)
-        kept = sorted({0, 1, 2, *fds})
+        kept = sorted({2, *fds})
         for after, before in pairwise([*kept, os.sysconf("SC_OPEN_MAX")]):
             os.closerange(after + 1, before)
         exec(arguments[-1], {})
