@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import RATE, colour, look, prompts_of, score, share
+from benchmarks.events import RATE, colour, look, parser, prompts_of, score, share
 
 LENGTH, CLIP = 60, 20  # frames of the videos, and of the clips that are cut from them
 PREPARING = "--codec block-pca --image-size 64 --n-mels 64 --clip-frames 20 --text-encoder words"
@@ -30,15 +30,10 @@ GUIDANCE = (1, 2, 4, 6, 8)
 
 
 def main(argv=None) -> None:
-    p = cli.Parser(__doc__.splitlines()[0])
-    p.add_argument("--seeds", type=cli.whole, nargs="+", default=[0], help="of training and sampling; the videos stay")
-    p.add_argument("--train", type=cli.positive, default=200, help="videos to learn from")
-    p.add_argument("--clips", type=cli.positive, default=48, help="sampled by phrasings of training, and by others")
+    p = parser(__doc__, 200, "syncflow_balls.json")
     p.add_argument("--given", type=cli.positive, default=24, help="held-out videos that get a sound")
     p.add_argument("--cfg-scale", type=float, default=2.0, help="of the figures that do not sweep it")
     p.add_argument("--ablations", action="store_true", help="all variants, guidance and stage 3, too; an hour")
-    p.add_argument("--seed", type=cli.whole, default=0, help="of the videos")
-    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/syncflow_balls.json", help="JSON file")
     args = p.parse_args(argv)
     from data.synthetic import write_dataset
 
@@ -92,7 +87,7 @@ class Run:
         for scale in GUIDANCE:
             found[f"guidance_{scale}"] = self.text_to_both(audio, "train", "--cfg-scale", scale)
         for size in ("128", "48x96"):
-            found[f"size_{size}"] = self.text_to_both(audio, "train", "--image-size", size, judge=False)
+            found[f"size_{size}"] = self.text_to_both(audio, "train", "--image-size", size)
         return found
 
     def trained(self, name: str, stage: str, source: Path | None, *more) -> Path:
@@ -113,18 +108,15 @@ class Run:
         cli.call(script, *settings, *SAMPLING.split(), *how)
         return look(folder, None)
 
-    def text_to_both(self, run: Path, split: str, *how, judge: bool = True) -> dict:
-        """Clips by the phrasings of a split: F1, and the share of clips of the right colour.
-
-        judge: whether the detector, which knows pictures of 64 px, can see bounces in these; else of a view of them.
-        """
+    def text_to_both(self, run: Path, split: str, *how) -> dict:
+        """Clips by the phrasings of a split: F1, and the share of clips of the right colour."""
         from data.synthetic import BALLS
 
         file = self.work / f"{split}.txt"
         file.write_text("\n".join(prompts_of(split, self.args.clips)))
-        films = self.sampled("sample.py", run, "--prompts", file, *how)
-        right = share([colour(viewed(frames)) == i % len(BALLS) for i, (frames, _) in enumerate(films)])
-        return {**score([(viewed(frames), wave) for frames, wave in films], self.real), "colour": right}
+        films = [(viewed(frames), wave) for frames, wave in self.sampled("sample.py", run, "--prompts", file, *how)]
+        right = share([colour(frames) == i % len(BALLS) for i, (frames, _) in enumerate(films)])
+        return {**score(films, self.real), "colour": right}
 
     def sound_for_pictures(self, run: Path) -> dict:
         """F1 of held-out videos that get a sound, whose picture is given (V2A)."""
@@ -142,7 +134,7 @@ def viewed(frames):
 
 
 def curve(run: Path) -> list[tuple[int, float, float]]:
-    """(step, loss of the picture, of the sound) of a run's log, by the averaged weights where they are told."""
+    """(step, loss of the picture, of the sound) of a run's log."""
     lines = (run / "log.jsonl").read_text().splitlines()
     return [(r["step"], r["loss_video"], r["loss_audio"]) for r in map(json.loads, lines)]
 

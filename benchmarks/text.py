@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import FRAMES, RATE, colour, look, prompts_of, score, share
+from benchmarks.events import FRAMES, RATE, colour, look, parser, prompts_of, score, share
 from demo import SAMPLING, TRAINING
 
 BATCH = 24  # clips sampled together
@@ -23,14 +23,9 @@ SWITCH, END, WINDOW = 24, 48, 8  # frames
 
 
 def main(argv=None) -> None:
-    p = cli.Parser(__doc__.splitlines()[0])
-    p.add_argument("--seeds", type=cli.whole, nargs="+", default=[0], help="of training and sampling; the videos stay")
+    p = parser(__doc__, 256, "text_balls.json")
     p.add_argument("--steps", type=cli.positive, default=2000, help="of every training")
-    p.add_argument("--train", type=cli.positive, default=256, help="videos to learn from")
-    p.add_argument("--clips", type=cli.positive, default=48, help="sampled by phrasings of training, and by others")
     p.add_argument("--films", type=cli.positive, default=24, help="that switch")
-    p.add_argument("--seed", type=cli.whole, default=0, help="of the videos")
-    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/text_balls.json", help="JSON file")
     args = p.parse_args(argv)
     from data.synthetic import write_dataset
 
