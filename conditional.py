@@ -83,7 +83,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
     path = args.input or args.data_path / args.split
     files, unread = find_inputs(path, given)
     pipe = cli.load_pipeline(args, channels=args.channels if given == "sound" else None)
-    _settle(args, pipe, given)
+    settle(args, pipe, given)
     names = pipe.spec.class_names
     chosen = args.classes or args.prompt is not None
     y = [None] * len(files) if chosen else folder_labels(files, path, names)
@@ -117,7 +117,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
           + (f"; skipped {len(problems)} inputs: {by_reason(problems)}" if problems else ""))  # fmt: skip
 
 
-def _settle(args: argparse.Namespace, pipe, given: str) -> None:
+def settle(args: argparse.Namespace, pipe, given: str) -> None:
     """The method and length that the model takes go into `args`.
 
     Raises:
@@ -133,7 +133,7 @@ def _settle(args: argparse.Namespace, pipe, given: str) -> None:
                          f"{'take line' if whole else 'take guide, replace or clean'}")  # fmt: skip
     if whole:
         args.video_length = args.video_length or pipe.spec.clip_frames
-        pipe.codec.latent_frames(args.video_length)
+        pipe.codec.frames.latent_frames(args.video_length)
 
 
 def _record(job, file: str, spec) -> dict:

@@ -13,8 +13,8 @@ import pytest
 import cli
 import sample
 import train
-from models import FLAV
 from tests import processes
+from training.opening import check_names
 
 ROOT = Path(__file__).parents[1]
 # As DESIGN.md prints them, with values for D, E, K, X.
@@ -87,7 +87,8 @@ def test_defaults_of_training_are_those_of_the_paper():
                  class_dropout_prob=0.1, fusion="c", lr_schedule="constant",
                  codec="sd-vae", model="FLAV-B/1", causal_attn=True, image_size=256, n_mels=256)  # fmt: skip
     assert {name: getattr(args, name) for name in paper} == paper
-    assert (FLAV.frames, FLAV.sampling) == (10, "logit") and args.predict_frames is args.sampling is None
+    assert args.predict_frames is args.sampling is None
+    assert check_names(args).frames == 10 and args.sampling == "logit"
 
 
 def test_causal_attention_can_be_switched_off():

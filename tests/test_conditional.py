@@ -7,11 +7,13 @@ import shlex
 import wave
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import cli
+import conditional
 import sample_a2v
 from data.av import MediaError, Writer, iter_frames, probe, read_audio, read_frames, to_int16
 from data.clips import clip_sound
@@ -311,7 +313,8 @@ def test_released_line_parses_as_printed():
     args = sample_a2v.parse(shlex.split(RELEASED_A2V))
     assert (args.video_length, args.num_videos, args.num_timesteps) == (16, 2048, 2)
     assert (args.data_path, args.split, args.results_dir) == (Path("D"), "test", Path("results"))
-    assert (args.method, args.guidance_scale) == (None, 25.0)  # of a model that rolls: guide
+    conditional.settle(args, SimpleNamespace(model=FLAV), "sound")
+    assert (args.method, args.guidance_scale) == ("guide", 25.0)
 
 
 def test_folder_is_the_class_by_name_or_for_a_released_model_by_order(films):
