@@ -90,6 +90,11 @@ def _is_path(text: str) -> bool:
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in text
 
 
+def clip_stride(frames: int) -> int:
+    """Frames from start to start of whole clips of so many, which overlap by half."""
+    return max(1, frames // 2)
+
+
 def latent_path(folder: Path, video: str) -> Path:
     """Where the latents of a video lie; both paths are relative to their split's folder. Safetensors must be UTF-8."""
     return folder / f"{printable(video)}.safetensors"
@@ -363,7 +368,7 @@ class PreparedDataset(ClipDataset):
     def _read(self, entry: PreparedEntry, start: int, count: int) -> dict[str, Any]:
         if self.whole:
             mean, std, mel = (x[0].float() for x in self._open(entry).read(start, 1))
-            start *= max(1, count // 2)  # they overlap by half
+            start *= clip_stride(count)
         else:
             mean, std, mel = (x.float() for x in self._open(entry).read(start, count))
         label = self.class_names.index(class_of(entry.path)) if self.class_names else -1

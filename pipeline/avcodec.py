@@ -42,21 +42,20 @@ class AVCodec:
 
     def to(self, device: torch.device | str) -> "AVCodec":
         self.device = torch.device(device)
-        self.frames.to(device)
-        self.vocoder.to(device)
+        for network in self.networks:
+            network.to(device)
         return self
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
-        """Whose weights decide what is decoded."""
+        """Whose weights decide what is decoded, as the class takes them."""
         return self.frames, self.vocoder
 
     @property
     def facts(self) -> dict[str, int | float]:
         """What decides the shape of a model for these codecs, by the names of the models' own arguments."""
-        side = self.spec.image_size // self.frames.factor
-        return {"in_channels": self.frames.channels, "latent_size": side, "n_mels": self.spec.n_mels,
-                "audio_fr": self.spec.mel_per_frame}  # fmt: skip
+        (channels, side, _), (mels_per_frame, n_mels) = self.unit_shapes
+        return {"in_channels": channels, "latent_size": side, "n_mels": n_mels, "audio_fr": mels_per_frame}
 
     @property
     def unit_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -145,7 +144,7 @@ class AVCodec:
 
     def copied(self, spec: AVSpec) -> "AVCodec":
         """The same codecs with other facts."""
-        return AVCodec(spec, self.frames, self.vocoder)
+        return type(self)(spec, *self.networks)
 
 
 class ClipCodec(AVCodec):
@@ -158,13 +157,7 @@ class ClipCodec(AVCodec):
     def __init__(self, spec: AVSpec, frames: FrameCodec, sound: SoundCodec):
         self.spec, self.frames, self.sound, self.context = spec, frames, sound, sound.context
         self.device = torch.device("cpu")
-        self.latent_frames(spec.clip_frames)
-
-    def to(self, device: torch.device | str) -> "ClipCodec":
-        self.device = torch.device(device)
-        self.frames.to(device)
-        self.sound.to(device)
-        return self
+        frames.latent_frames(spec.clip_frames)
 
     @property
     def networks(self) -> tuple[torch.nn.Module, ...]:
@@ -192,12 +185,8 @@ class ClipCodec(AVCodec):
         """
         factor = self.frames.factor
         check_size(height, width, factor, self.spec.codec)
-        video = self.latent_frames(frames), self.frames.channels, height // factor, width // factor
+        video = self.frames.latent_frames(frames), self.frames.channels, height // factor, width // factor
         return video, (self.sound.tokens(frames * self.spec.samples_per_frame), self.sound.channels)
-
-    def latent_frames(self, frames: int) -> int:
-        """T' of so many frames; a ValueError if they do not divide."""
-        return self.frames.latent_frames(frames)
 
     @torch.no_grad()
     def encode_sound(self, wave: Tensor) -> Tensor:
@@ -223,9 +212,6 @@ class ClipCodec(AVCodec):
         self.sound.save(folder)
         if self.frames.fitted:
             self.frames.save(folder / "codec")
-
-    def copied(self, spec: AVSpec) -> "ClipCodec":
-        return ClipCodec(spec, self.frames, self.sound)
 
 
 def make_vocoder(spec: AVSpec, source: Path | None) -> torch.nn.Module:

@@ -15,12 +15,12 @@ from diffusion.guidance import Guidance, class_guided
 from diffusion.rolling import Window, roll, start
 from models import FLAV, TabledFLAV, load_model
 from models.checkpoint import Pretrained
-from models.text import NULL_TEXT, TextEncoder, load_text_encoder
+from models.text import TextEncoder, load_text_encoder
 from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
 from pipeline.clips import ClipPipeline, Clips
 from pipeline.overlap import steps_of
-from pipeline.prompts import Prompts
+from pipeline.prompts import Prompts, is_texts
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
 from pipeline.state import Past, StreamState
 from pipeline.streams import Chunk, Streams
@@ -122,12 +122,8 @@ class AVPipeline:
 
         None becomes the null label of a model with classes or text, and so does a text without a word.
         """
-        texts = [y] if isinstance(y, str) else y
-        if isinstance(texts, Sequence) and texts and isinstance(texts[0], str):
-            labels = torch.tensor([self.prompts.label(text) for text in texts])
-            return labels[0] if isinstance(y, str) else labels
-        if self.model.text_width:
-            return self._known_text(torch.as_tensor(NULL_TEXT if y is None else y))
+        if is_texts(y) or self.model.text_width:
+            return self.prompts.labels(y)
         if not self.model.num_classes:
             if y is not None:
                 raise ValueError(f"y is {y}, but this model has no classes; leave it out")
@@ -136,11 +132,6 @@ class AVPipeline:
         y = torch.as_tensor(null if y is None else y)
         if y.min() < 0 or y.max() > null - (not self.model.has_null_label):
             raise ValueError(f"class {y.tolist()} does not exist; this model has {null} classes, 0 to {null - 1}")
-        return y
-
-    def _known_text(self, y: Tensor) -> Tensor:
-        if y.min() < NULL_TEXT or y.max() >= len(self.prompts.said.texts):
-            raise ValueError(f"label {y.tolist()} is that of no text; give the text itself")
         return y
 
     @property

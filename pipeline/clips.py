@@ -61,14 +61,7 @@ class ClipPipeline:
 
     def label(self, y: int | str | Sequence[str] | Tensor | None) -> Tensor:
         """Labels of texts, by which `sample` takes them too; None, and a text without a word, is the null text."""
-        texts = [y] if isinstance(y, str) else y
-        if isinstance(texts, Sequence) and all(isinstance(text, str) for text in texts):
-            labels = torch.tensor([self.prompts.label(text) for text in texts])
-            return labels[0] if isinstance(y, str) else labels
-        y = torch.as_tensor(NULL_TEXT if y is None else y)
-        if y.min() < NULL_TEXT or y.max() >= len(self.prompts.said.texts):
-            raise ValueError(f"label {y.tolist()} is that of no text; give the text itself")
-        return y
+        return self.prompts.labels(y)
 
     def text(self, labels: Tensor) -> Text:
         """Text of labels (B,), on the device."""

@@ -211,9 +211,7 @@ def conditioned_clips(
     with TemporaryDirectory(dir=folder, prefix=".films.") as work:
         for first in range(0, len(jobs), batch_size):
             batch = jobs[first : first + batch_size]
-            picture = torch.stack(
-                [pipe.codec.frames.encode(job.source.pixels().to(pipe.device))[0][0] for job in batch]
-            )
+            picture = torch.cat([pipe.codec.frames.encode(job.source.pixels().to(pipe.device))[0] for job in batch])
             y = torch.tensor([NULL_TEXT if job.y is None else job.y for job in batch])
             numbers, frames = [job.sample for job in batch], batch[0].source.frames
             clips = pipe.sample(numbers, frames, y, seed, *how, picture=picture)

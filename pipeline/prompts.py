@@ -1,6 +1,6 @@
 """Prompts of a pipeline: texts by number, encoded once, so that a frame's text is a label like a class."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,21 @@ class Prompts:
     def __init__(self, open_encoder: Callable[[], TextEncoder], width: int):
         self._open, self._encoder, self._width = open_encoder, None, width
         self.said = Said((), torch.zeros(0, width))
+
+    def labels(self, y: int | str | Sequence[str] | Tensor | None) -> Tensor:
+        """Labels of a text or of several, or labels as they are; None is the null text.
+
+        Raises:
+            ValueError: a label is that of no text; as of `label`.
+        """
+        if isinstance(y, str):
+            return torch.tensor(self.label(y))
+        if is_texts(y):
+            return torch.tensor([self.label(text) for text in y])
+        y = torch.as_tensor(NULL_TEXT if y is None else y)
+        if y.min() < NULL_TEXT or y.max() >= len(self.said.texts):
+            raise ValueError(f"label {y.tolist()} is that of no text; give the text itself")
+        return y
 
     def label(self, text: str) -> int:
         """The label of a text; without a word it is the null text.
@@ -77,3 +92,8 @@ class Prompts:
     def _add(self, text: str, vector: Tensor) -> int:
         self.said = Said((*self.said.texts, text), torch.cat([self.said.vectors, vector]))
         return len(self.said.texts) - 1
+
+
+def is_texts(y) -> bool:
+    """Whether this is a text, or a row of them, and no labels."""
+    return isinstance(y, str) or (isinstance(y, Sequence) and bool(y) and isinstance(y[0], str))

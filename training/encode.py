@@ -15,6 +15,7 @@ from data.clips import ClipDataset, Entry
 from data.frames import fit
 from data.latents import EncodedFile, LatentDataset
 from data.loudness import PEAK
+from data.prepared import clip_stride
 from models.codec import CODECS, VIDEO_CODECS, check_size, load_codec
 from pipeline.avcodec import AVCodec
 from pipeline.spec import AVSpec
@@ -37,11 +38,15 @@ class Cut:
     @classmethod
     def of(cls, spec: AVSpec) -> "Cut":
         """Blocks for a stream, whose codecs work frame by frame; clips that overlap by half for a model of clips."""
-        return cls(spec.clip_frames, max(1, spec.clip_frames // 2), True) if spec.clip_frames else BLOCKS
+        return cls(spec.clip_frames, clip_stride(spec.clip_frames), True) if spec.clip_frames else BLOCKS
 
     def starts(self, frames: int) -> range:
         """First frames of the pieces of a file of so many."""
         return range(0, frames - self.count + 1 if self.whole else frames, self.stride)
+
+    def units(self, frames: int) -> int:
+        """In how many units the latents of such a file are kept: whole pieces, or frames."""
+        return len(self.starts(frames)) if self.whole else frames
 
 
 BLOCKS = Cut(BLOCK, BLOCK)

@@ -47,12 +47,13 @@ def check_names(args: Namespace) -> type[Pretrained]:
         if (value := getattr(args, name)) is not None and value not in registry:
             raise ValueError(f"--{name.replace('_', '-')} {value} is unknown; choose one of {', '.join(registry)}")
     kind = model_of_preset(args.model)
-    if args.variant is not None and args.variant not in kind.variants:
-        told = f"choose one of {', '.join(kind.variants)}" if kind.variants else "it has none; leave it out"
-        raise ValueError(f"--variant {args.variant} is none of {args.model}; {told}")
-    if args.stage is not None and args.stage not in kind.stages:
-        told = f"choose one of {', '.join(kind.stages)}" if kind.stages else "it is trained in one; leave it out"
-        raise ValueError(f"--stage {args.stage} is none of {args.model}; {told}")
+    for name, known, none in (
+        ("variant", kind.variants, "it has none"),
+        ("stage", kind.stages, "it is trained in one"),
+    ):
+        if (value := getattr(args, name)) is not None and value not in known:
+            told = f"choose one of {', '.join(known)}" if known else f"{none}; leave it out"
+            raise ValueError(f"--{name} {value} is none of {args.model}; {told}")
     if args.stage in kind.stages_from_weights and not args.init_from:
         raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
     if not kind.rolls and not args.text_encoder:

@@ -130,7 +130,7 @@ def prepare_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path, 
     Args:
         codec: with audio scale 1. out: the prepared folder. known: of `known_problems`.
     """
-    units = entry.frames if not codec.spec.clip_frames else len(Cut.of(codec.spec).starts(entry.frames))
+    units = Cut.of(codec.spec).units(entry.frames)
     video = Prepared(dataset.split, entry.path, entry.frames, hash_file(dataset.folder / entry.path), units)
     sha256, problem = known.get((video.split, video.path), ("", ""))
     if sha256 == video.sha256 and problem:
@@ -161,14 +161,13 @@ def encode_file(dataset: ClipDataset, entry: Entry, codec: AVCodec, path: Path, 
     Raises:
         MediaError: it cannot be decoded to its end.
     """
-    cut, whole = Cut.of(codec.spec), bool(codec.spec.clip_frames)
-    pieces = len(cut.starts(entry.frames))
-    quality = Quality(codec, pieces)
-    with LatentWriter(path, pieces if whole else entry.frames, *codec.unit_shapes, metadata, QUALITY) as writer:
+    cut = Cut.of(codec.spec)
+    quality = Quality(codec, len(cut.starts(entry.frames)))
+    with LatentWriter(path, cut.units(entry.frames), *codec.unit_shapes, metadata, QUALITY) as writer:
         for frames, wave in zip(picture_blocks(dataset, entry, cut), sound_blocks(dataset, entry, cut)):
             frames, wave = frames[None].to(codec.device), wave[None].to(codec.device)
             mean, std, a = codec.encode(frames, wave)
-            stored = (mean, std, a) if whole else (mean[0], std[0], a[0])  # a unit is a clip, or a frame
+            stored = (mean, std, a) if cut.whole else (mean[0], std[0], a[0])  # a unit is a clip, or a frame
             writer.write(**dict(zip(TENSORS, stored)))
             quality.add(frames, wave, mean, a)
         writer.numbers = quality.numbers
@@ -356,11 +355,11 @@ def compare(dataset: ClipDataset, entry: Entry, codec: AVCodec, out: Path) -> Co
     Args:
         codec: with audio scale 1.
     """
-    cut, whole = Cut.of(codec.spec), bool(codec.spec.clip_frames)
+    cut = Cut.of(codec.spec)
     frames, wave = next(picture_blocks(dataset, entry, cut)), next(sound_blocks(dataset, entry, cut))
     file = LatentFile(latent_path(out / dataset.split, entry.path))
-    mean, _, mel = (x.float() for x in file.read(0, 1 if whole else len(frames)))
-    mean, mel = (mean[0], mel[0]) if whole else (mean, mel)
+    mean, _, mel = (x.float() for x in file.read(0, 1 if cut.whole else len(frames)))
+    mean, mel = (mean[0], mel[0]) if cut.whole else (mean, mel)
     decoded = codec.frames.decode(mean[None].to(codec.device))[0].cpu()
     uint8 = (to_uint8(x).movedim(1, -1) for x in (frames, decoded))
     sound = wave[dataset.context : len(wave) - dataset.context]
