@@ -108,7 +108,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
             if film:
                 made[job.sample] = film.name
     seconds = time.perf_counter() - began
-    records = [_record(job, made[job.sample], pipe.spec) for job in jobs]
+    records = [_record(job, made[job.sample], pipe.spec, args) for job in jobs]
     cli.write_text(folder / "samples.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     cli.write_run(folder, args, spec=asdict(pipe.spec), seconds=seconds, skipped=problems)
     _sheet(folder, records[:SHEET_CLIPS], pipe.spec)
@@ -136,9 +136,11 @@ def settle(args: argparse.Namespace, pipe, given: str) -> None:
         pipe.codec.frames.latent_frames(args.video_length)
 
 
-def _record(job, file: str, spec) -> dict:
+def _record(job, file: str, spec, args: argparse.Namespace) -> dict:
     """What samples.jsonl says of a film."""
     label = {"y": job.y, "class": spec.class_names[job.y]} if job.y is not None and spec.class_names else {}
+    if args.prompt is not None:
+        label = {"prompt": args.prompt, "seed": args.seed, "negative": args.negative_prompt or ""}
     notes = {"notes": job.source.notes} if job.source.notes else {}
     return {"file": file, "sample": job.sample, "input": str(job.source.path), "frames": job.source.frames,
             **label, **notes}  # fmt: skip

@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 import sample
+import sample_a2v
 import sample_long
+import sample_v2a
+from data.av import write_clip
 from models import FLAV
 from models.codec import Pixels
 from pipeline import AVCodec, AVPipeline, AVSpec, Streams, StreamState
@@ -136,6 +139,17 @@ def test_file_of_prompts_gives_each_clip_its_text_seed_and_negative(checkpoint, 
     sample.main(argv(checkpoint, tmp_path / "b", *how, f"--prompt={RED}", "--seed=5", "--num-videos=1"))
     one, two = (load_file(tmp_path / name / "sample_00000.latents.safetensors")["v"] for name in "ab")
     torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("script", [sample_a2v, sample_v2a], ids=["a2v", "v2a"])
+def test_film_for_a_given_sound_or_picture_has_its_prompt_on_record(checkpoint, tmp_path, script):
+    """evaluate.py compares a film's sound with it; without one nothing is said."""
+    write_clip(tmp_path / "given.mp4", torch.full((8, 16, 16, 3), 90).byte(), 0.1 * torch.randn(12800))
+    argument = f"--input={tmp_path / 'given.mp4'}"
+    script.main(argv(checkpoint, tmp_path / "a", argument, f"--prompt={RED}", f"--negative-prompt={GREEN}", "--seed=3"))
+    script.main(argv(checkpoint, tmp_path / "b", argument))
+    (said,), (bare,) = (records(tmp_path / name) for name in "ab")
+    assert (said["prompt"], said["seed"], said["negative"]) == (RED, 3, GREEN) and "prompt" not in bare
 
 
 def test_prompts_that_contradict_and_models_without_text_are_refused(checkpoint, tmp_path, capsys):
