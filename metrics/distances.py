@@ -79,6 +79,17 @@ def checked(a: ArrayLike | Tensor, b: ArrayLike | Tensor, fewest: int = 2) -> tu
     return a, b
 
 
+def in_pairs(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets as they are, row i of either belonging to row i of the other.
+
+    Raises:
+        ValueError: there are not as many of either.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} rows are no pairs; give as many of either, in the same order")
+    return a, b
+
+
 def _centred(x: Tensor) -> Tensor:
     """(n, d) -> X (n, d) with X^T X the unbiased covariance."""
     return (x - x.mean(0)) / (len(x) - 1) ** 0.5
