@@ -1,4 +1,4 @@
-"""Compare two folders of videos: the paper's FVD, KVD and FAD, synchrony, long videos, memorisation.
+"""Compare two folders of videos: the papers' FVD, KVD, FAD, CLAP, KL and IS, synchrony, long videos, memorisation.
 
 `accelerate launch evaluate.py` divides the clips among processes. What was computed is kept and not computed again.
 Other uses: --sweep (quality against time), --user-study and --tally (people choose).
@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from evaluation.setting import Result, Setting
     from evaluation.videos import Folder
 
-METRICS = ("fvd", "kvd", "fad", "sync", "long", "loops", "memorisation")
+METRICS = ("fvd", "kvd", "fad", "sync", "long", "loops", "memorisation", "clap", "clap-sound", "kl", "inception")
 PAPER = 2048  # clips a side
-PACKAGES = (*cli.PACKAGES, "torchvision", "scipy", "librosa", "opencv-python-headless", "lpips")
+PACKAGES = (*cli.PACKAGES, "torchvision", "scipy", "librosa", "opencv-python-headless", "lpips", "transformers")
 
 
 def parse(argv=None):
@@ -45,10 +45,14 @@ def parse(argv=None):
         "--features",
         choices=["pretrained", "random"],
         default="pretrained",
-        help="random: networks filled by a stated rule, without weights; figures compare with nothing",
+        help="random: all networks filled by a stated rule, without weights; figures compare with nothing",
     )
     p.add_argument("--i3d-weights", type=Path, default=Path("weights/i3d_pretrained_400.pt"), help="for FVD and KVD")
     p.add_argument("--audioclip-weights", type=Path, default=Path("weights/AudioCLIP-Full-Training.pt"), help="for FAD")
+    p.add_argument("--clap", default="laion/clap-htsat-unfused", help="directory or hub id of a CLAP of transformers: "
+                   "clap (a sound and its prompt), clap-sound (a sound and the real one); or random")  # fmt: skip
+    p.add_argument("--tagger", default="MIT/ast-finetuned-audioset-10-10-0.4593", help="directory or hub id of an "
+                   "audio classifier of transformers: kl, inception; or random")  # fmt: skip
     p.add_argument(
         "--antialias", action="store_true", help="when frames shrink to 64 px; published figures are without"
     )
@@ -88,6 +92,8 @@ def check(p: cli.Parser, args) -> None:
             p.error(f"{path} is no folder{nearest_path(path)}; give one with videos")
     if "memorisation" in args.metrics and not args.train:
         p.error("memorisation compares with the videos trained on; give --train")
+    if "clap" in args.metrics and args.sweep:
+        p.error("--sweep samples without prompts, and clap compares with them; leave one of them out")
 
 
 def main(argv=None):
@@ -146,12 +152,14 @@ def networks(args, chosen: dict[str, Measure], device: str) -> dict:
     from evaluation.features import Motion
 
     cli.check_device(device)
-    files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights}
+    files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights,
+             "clap": args.clap, "tagger": args.tagger}  # fmt: skip
     made = {}
     for kind in {network: None for measure in chosen.values() for network in measure.networks}:
         how = {"antialias": args.antialias} if kind is Motion else {}
         try:
-            made[kind] = kind(files[kind.name] if args.features == "pretrained" else None, device, **how)
+            file = None if "random" in (args.features, files[kind.name]) else files[kind.name]
+            made[kind] = kind(file, device, **how)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}, or give --features random to try the rest without") from None
     return made

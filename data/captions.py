@@ -18,6 +18,10 @@ LAYOUT = (
 )
 
 
+class NoCaptionsError(ValueError):
+    """No file of a folder has a caption."""
+
+
 @dataclass(frozen=True)
 class Captions:
     """Captions of the files of a split.
@@ -46,7 +50,7 @@ def read_captions(folder: Path, files: Iterable[str]) -> Captions:
     Args:
         folder: ROOT/SPLIT. files: paths relative to it, with any separators.
     Raises:
-        ValueError: metadata are damaged, told by line; or no file has a caption.
+        ValueError: metadata are damaged, told by line. NoCaptionsError: no file has a caption.
     """
     said: dict[str, list[str]] = {printable(file): [] for file in files}
     strays = []
@@ -60,7 +64,7 @@ def read_captions(folder: Path, files: Iterable[str]) -> Captions:
     said = {file: [one for one in (" ".join(text.split()) for text in found) if one] for file, found in said.items()}
     texts = sorted({text for found in said.values() for text in found})
     if not texts:
-        raise ValueError(f"{folder} has no caption for any of its videos; give {LAYOUT}")
+        raise NoCaptionsError(f"{folder} has no caption for any of its videos; give {LAYOUT}")
     place = {text: i for i, text in enumerate(texts)}
     of_file = {file: tuple(dict.fromkeys(place[text] for text in found)) for file, found in said.items()}
     return Captions(tuple(texts), of_file, tuple(strays))

@@ -30,6 +30,7 @@ class Extractor:
     """A network and the way its input is made. Subclasses say what a clip's input is, and embed a batch of them.
 
     group: clips that are embedded together, because each depends on the others; 1 if none does.
+    alone: whether a clip is embedded alone, because inputs differ in size.
 
     Args:
         file: of the published weights; None for the stated rule that needs none.
@@ -40,6 +41,7 @@ class Extractor:
 
     name: str
     group = 1
+    alone = False
     module: type[nn.Module]
     source: str
     prefix = ""
@@ -143,7 +145,7 @@ def extract(
     groups = _in_groups(clips, extractor.group)
     if extractor.group > 1 and len(groups[-1]) == 1:
         groups.pop()  # one clip alone cannot be normalised over its batch
-    together = max(1, batch_size // extractor.group)
+    together = 1 if extractor.alone else max(1, batch_size // extractor.group)
     keys = ["|".join(clip.key for clip in group) for group in groups]
     made = shared(
         groups, keys, lambda missing: _embedded(missing, extractor, together), cache / extractor.identity, processes,

@@ -7,6 +7,17 @@ from dataclasses import dataclass, replace
 
 from evaluation.drift import long, long_videos, loops
 from evaluation.features import CompatSound, Extractor, Motion, Sound
+from evaluation.listening import (
+    Clap,
+    Tags,
+    clap,
+    clap_sound,
+    enough_sounds,
+    has_partners,
+    has_prompts,
+    inception,
+    kl,
+)
 from evaluation.plots import closest_pairs
 from evaluation.setting import FAD_SCALE, LEVEL, Figure, Result, Setting
 from evaluation.synchrony import enough_videos, sync
@@ -131,4 +142,8 @@ def measures() -> dict[str, Measure]:
         "long": Measure(long, (Motion, Sound), sound=True, check=long_videos),
         "loops": Measure(loops, check=long_videos),
         "memorisation": Measure(memorised, (Motion,)),
+        "clap": Measure(clap, (Clap,), sound=True, check=has_prompts),
+        "clap-sound": Measure(clap_sound, (Clap,), sound=True, check=has_partners),
+        "kl": Measure(kl, (Tags,), sound=True, check=has_partners),
+        "inception": Measure(inception, (Tags,), sound=True, check=enough_sounds),
     }
