@@ -172,8 +172,9 @@ def _mean(
     """What figures of pairs have in common."""
     low, high = bootstrap(scores.numpy(), seed=setting.seed)
     noted = (f"chance {chance:.3g}", *_counted(found), _note(setting, kind))
-    return Figure(name, scores.mean().item(), f"{_by(setting, kind)}; {rule}; chance: those of other videos; {found}", len(found), low=low, high=high,
-                  interval=INTERVAL, note=", ".join(noted))  # fmt: skip
+    protocol = f"{_by(setting, kind)}; {rule}; chance: those of other videos; {found}"
+    return Figure(name, scores.mean().item(), protocol, len(found), low=low, high=high, interval=INTERVAL,
+                  note=", ".join(noted))  # fmt: skip
 
 
 def _paired(figure: Figure, found: Pairs, chance: float) -> Result:
