@@ -45,3 +45,16 @@ def tiny_tagger(folder: Path, head: bool = True) -> Path:
     (ASTForAudioClassification if head else ASTModel)(config).save_pretrained(folder)
     ASTFeatureExtractor(num_mel_bins=16, max_length=128, sampling_rate=RATE).save_pretrained(folder)
     return folder
+
+
+def tiny_wave_tagger(folder: Path) -> Path:
+    """wav2vec 2.0 of 3 classes at 8000 Hz, which takes waves of any length."""
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForSequenceClassification
+
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                            conv_dim=(8, 8), conv_stride=(20, 8), conv_kernel=(20, 8), num_conv_pos_embeddings=4,
+                            num_conv_pos_embedding_groups=2, num_labels=3, classifier_proj_size=8)  # fmt: skip
+    Wav2Vec2ForSequenceClassification(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=RATE).save_pretrained(folder)
+    return folder

@@ -63,14 +63,16 @@ def test_tagger_of_a_directory_is_named_with_its_weights(films, tmp_path, capsys
         (HEARD, "CLAP laion/clap-htsat-unfused cannot be loaded"),
         (("--metrics", "kl", "--tagger", "nowhere"), "give --tagger the directory or hub id of a tagger of "
          "transformers, or give --features random to try the rest without"),
-        (("--metrics", "clap", "--clap", "random", "--fake", "SET"), "has no caption for any of its videos; give"),
-        (("--metrics", "kl", "--tagger", "random", "--fake", "ODD"), "0 of 5 videos"),
+        (("--metrics", "sync", "clap", "--clap", "random", "--fake", "SET"), "has no caption for any of its videos"),
+        (("--metrics", "sync", "kl", "--tagger", "random", "--fake", "ODD"), "0 of 7 videos"),
+        (("--metrics", "sync", "clap-sound", "--clap", "random", "--fake", "ODD"), "0 of 7 videos"),
         (("--metrics", "clap", "--sweep", "num_timesteps", "1", "--model-ckpt", "x"), "samples without prompts"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_heard_is_refused_before_anything_is(films, tmp_path, capsys, more, said):
-    place(tmp_path / "odd", *range(20, 25))
+    """Not even what another measure would look at."""
+    place(tmp_path / "odd", *range(20, 27))
     places = {"SET": films / "set", "ODD": tmp_path / "odd"}
-    given = argv(films, tmp_path / "out", features="pretrained", num=5)
+    given = argv(films, tmp_path / "out", features="pretrained", num=6)
     assert said in complaint(capsys, *given, *(places.get(part, part) for part in more))
     assert no_features(tmp_path)

@@ -17,7 +17,7 @@ from evaluation.measures import measures
 from evaluation.pairs import Sounding
 from evaluation.setting import Setting
 from evaluation.videos import find_videos
-from tests.listeners import RATE, tiny_clap, tiny_tagger
+from tests.listeners import RATE, tiny_clap, tiny_tagger, tiny_wave_tagger
 
 ALONE = SimpleNamespace(process_index=0, num_processes=1, wait_for_everyone=lambda: None)
 FILMS, FRAMES = 6, 24
@@ -116,7 +116,7 @@ def test_clap_score_of_real_videos_with_captions_stands_beside_it(root, tmp_path
     assert figure.reference_is == "real videos with their captions"
     (real / "metadata.jsonl").write_text("{")
     with pytest.raises(ValueError, match="line 1 is no JSON object"):
-        measured("clap", setting(root / "same", real, tmp_path / "cache"))
+        measures()["clap"].check(setting(root / "same", real, tmp_path / "cache"))
 
 
 def test_inception_score_is_higher_for_tones_than_for_one_noise_and_needs_4_sounds(root, tmp_path):
@@ -164,6 +164,19 @@ def test_sounds_and_texts_are_computed_once_and_anew_for_another_network(root, n
     assert again.extracted["fake with text clap"].cached == FILMS
     measured("clap", setting(root / "same", root / "real", tmp_path))
     assert len(list(tmp_path.rglob("*.npz"))) == 2 * (FILMS + len(TEXTS))
+
+
+def test_tagger_that_takes_waves_hears_sounds_of_any_length_each_by_itself(root, tmp_path):
+    """Inputs differ in size here, as they do not of networks that pad a spectrogram."""
+    (tmp_path / "films").mkdir()
+    for i in range(4):
+        film(tmp_path / "films" / f"{i}.mp4", i, 16 + i)
+    networks = {Clap: None, Tags: str(tiny_wave_tagger(tmp_path / "waves"))}
+    where = setting(tmp_path / "films", root / "real", tmp_path / "cache", networks)
+    figure, _ = measured("inception", where)
+    extractor, video = where.extractors[Tags], where.fake.videos[3]
+    alone = extractor.embed(extractor.read(Sounding(video, 19))[None])[0]
+    assert figure.fake == 4 and (where.extracted["fake sounds tagger"].features[3] - alone).abs().max() < 1e-5
 
 
 def test_sound_is_resampled_to_the_rate_of_the_network(same):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from logging import getLogger
+from logging.handlers import MemoryHandler
 
 import pytest
 import torch
@@ -123,12 +125,14 @@ def test_stand_in_is_the_same_everywhere_and_tells_sounds_and_texts_apart():
         (load_tagger, "headless", "headless lacks classifier.dense.bias, .* and 1 more, so it is no tagger; give"),
     ],
 )
-def test_what_is_no_such_network_is_refused_with_the_remedy(folders, capfd, load, source, said):
+def test_what_is_no_such_network_is_refused_with_the_remedy(folders, capfd, monkeypatch, load, source, said):
     """The library would give a network without weights random numbers, and a table of them."""
+    log = MemoryHandler(99)
+    monkeypatch.setattr(getLogger("transformers"), "handlers", [log])
     capfd.readouterr()
     with pytest.raises((FileNotFoundError, ValueError), match=said) as refused:
         load(str(folders / source))
-    assert "\n" not in str(refused.value) and capfd.readouterr().err == ""
+    assert "\n" not in str(refused.value) and capfd.readouterr().err == "" and not log.buffer
 
 
 def test_hub_id_that_cannot_be_had_and_damaged_weights_are_refused(folders, tmp_path):
