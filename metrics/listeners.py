@@ -61,8 +61,8 @@ class Clap(Listener):
 
         net, processor = _loaded("CLAP", source, "--clap", ClapModel, ClapProcessor, "clap")
         extractor, texts = processor.feature_extractor, net.config.text_config
-        super().__init__(f"CLAP {source}", extractor.sampling_rate, floor(extractor.max_length_s),
-                         _digest(net, net.config, extractor))  # fmt: skip
+        digest = _digest(net, net.config.to_dict(), extractor.to_dict(), processor.tokenizer.get_vocab())
+        super().__init__(f"CLAP {source}", extractor.sampling_rate, floor(extractor.max_length_s), digest)
         self.net, self.extractor, self.tokenizer = net, extractor, processor.tokenizer
         positions = texts.max_position_embeddings - (texts.pad_token_id or 0) - 1
         self.most = min(positions, self.tokenizer.model_max_length)
@@ -88,8 +88,8 @@ class Tagger(Listener):
         from transformers import AutoFeatureExtractor, AutoModelForAudioClassification
 
         net, extractor = _loaded("tagger", source, "--tagger", AutoModelForAudioClassification, AutoFeatureExtractor)
-        super().__init__(f"tagger {source}", extractor.sampling_rate, SECONDS,
-                         _digest(net, net.config, extractor))  # fmt: skip
+        digest = _digest(net, net.config.to_dict(), extractor.to_dict())
+        super().__init__(f"tagger {source}", extractor.sampling_rate, SECONDS, digest)
         self.net, self.extractor = net, extractor
         self.input = extractor.model_input_names[0]
 
@@ -196,13 +196,13 @@ def _quiet():
             logging.enable_progress_bar()
 
 
-def _digest(net: nn.Module, *configs) -> str:
+def _digest(net: nn.Module, *settings: dict) -> str:
     """Hash of weights, and of what was set when they were trained; not of where they lie."""
     found = sha256()
     for name, x in sorted(net.state_dict().items()):
         found.update(name.encode())
         found.update(x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    for config in configs:
-        settings = {key: value for key, value in config.to_dict().items() if not key.startswith("_")}
-        found.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for one in settings:
+        own = {key: value for key, value in one.items() if not key.startswith("_")}  # others are the library's notes
+        found.update(json.dumps(own, sort_keys=True, default=str).encode())
     return found.hexdigest()

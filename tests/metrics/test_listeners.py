@@ -92,6 +92,15 @@ def test_digest_is_of_weights_and_configuration_and_not_of_the_directory(folders
     assert len({digest, louder, load_tagger(str(tmp_path / "trained")).digest}) == 3
 
 
+def test_digest_of_clap_is_of_its_words_too(folders, tmp_path):
+    """Which number a word has decides what is read."""
+    words = shutil.copytree(folders / "clap", tmp_path / "words") / "tokenizer.json"
+    before = load_clap(str(words.parent)).digest
+    text = words.read_text().replace('"red"', '"?"').replace('"blue"', '"red"').replace('"?"', '"blue"')
+    words.write_text(text)
+    assert before == load_clap(str(folders / "clap")).digest != load_clap(str(words.parent)).digest
+
+
 # ------------------------------------------------------------------------------------------------------------ stand-ins
 
 
