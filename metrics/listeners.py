@@ -61,7 +61,7 @@ class Clap(Listener):
 
         net, processor = _loaded("CLAP", source, "--clap", ClapModel, ClapProcessor, "clap")
         extractor, texts = processor.feature_extractor, net.config.text_config
-        digest = _digest(net, net.config.to_dict(), extractor.to_dict(), processor.tokenizer.get_vocab())
+        digest = _digest(net, net.config.to_dict(), extractor.to_dict(), {"words": processor.tokenizer.get_vocab()})
         super().__init__(f"CLAP {source}", extractor.sampling_rate, floor(extractor.max_length_s), digest)
         self.net, self.extractor, self.tokenizer = net, extractor, processor.tokenizer
         positions = texts.max_position_embeddings - (texts.pad_token_id or 0) - 1
