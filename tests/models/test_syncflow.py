@@ -1,6 +1,7 @@
 """SyncFlow: who sees whom, what the sound hears and where from, frozen towers, any size and length."""
 
 import hashlib
+from collections import Counter
 
 import pytest
 import torch
@@ -210,13 +211,21 @@ def test_stage_of_sound_keeps_no_graph_through_the_picture_and_gives_the_gradien
         assert_close_by_size(one, p.grad)
 
 
-def test_checkpointed_layers_give_the_same_gradients():
-    (v, a, t), grads = clip(), []
+@pytest.mark.parametrize("stage", ["audio", "joint"])
+def test_checkpointed_layers_and_adaptors_run_twice_and_give_the_same_gradients_to_the_bit(stage):
+    (v, a, t), grads, calls = clip(), [], []
     for grad_ckpt in (False, True):
         model = syncflow(grad_ckpt=grad_ckpt)
-        sum(x.square().mean() for x in model(v, a, t)).backward()
-        grads.append([p.grad for p in model.parameters()])
-    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in zip(*grads))
+        model.set_stage(stage)
+        for layer in (*model.sound["layers"], *model.sound["adaptors"], *model.video["layers"]):
+            layer.register_forward_pre_hook(lambda module, _: calls.append(type(module).__name__))
+        sum(x.square().mean() for x in model(v, a, t, text=words(3, 0))).backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+        times = 2 * (1 + grad_ckpt)
+        heard = {"SoundLayer": times, "Adaptor": times, "VideoLayer": times if stage == "joint" else 2}
+        assert Counter(calls) == heard
+        calls.clear()
+    assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- as a whole
