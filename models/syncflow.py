@@ -241,18 +241,28 @@ class SyncFlow(
             more_mask.append(tokens.mask)
         more = torch.cat(more, 1), torch.cat(more_at), torch.cat(more_mask, 1)
         for i in range(len(tower["layers"])):
-            x = self._run(self._listen, i, x, at, taps[i], frames_at, *more)
+            tap = taps[i] if "adaptors" in tower else None  # else it would be kept to recompute nothing
+            x = self._run(self._listen, i, x, at, tap, frames_at, *more)
         return tower["head"](x).unflatten(-1, (self.audio_patch, -1)).flatten(1, 2)
 
     def _listen(
-        self, i: int, x: Tensor, at: Tensor, tap: Tensor, tap_at: Tensor, more: Tensor, more_at: Tensor, mask: Tensor
+        self,
+        i: int,
+        x: Tensor,
+        at: Tensor,
+        tap: Tensor | None,
+        tap_at: Tensor,
+        more: Tensor,
+        more_at: Tensor,
+        mask: Tensor,
     ) -> Tensor:
         """Layer i of sound with its adaptor, so that both are recomputed together: x (B,N,D) at (N,) -> x.
 
-        tap: (B,T,L,D) that a layer of pictures shows, at (T,). more: (B,K,D) that is heard beside it, at (K,); mask
-        (B,K), which of that there are.
+        Args:
+            tap: (B,T,L,D) that a layer of pictures shows, at (T,); None without adaptors.
+            more: (B,K,D) that is heard beside it, at (K,). mask: (B,K) bool, which of that there are.
         """
-        if "adaptors" in self.sound:
+        if tap is not None:
             shown, shown_at = self.sound["adaptors"][i](tap, tap_at)
             more, more_at = torch.cat([shown, more], 1), torch.cat([shown_at, more_at])
             mask = torch.cat([mask.new_ones(shown.shape[:2]), mask], 1)
