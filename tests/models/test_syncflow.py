@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.layers import CrossAttention, grid_positions, rotated
 from models.syncflow import STAGES, SyncFlow, SyncFlow_presets
@@ -257,6 +258,21 @@ def test_papers_model_has_two_towers_of_28_layers_of_1152_and_2048_tokens():
     assert len(model.video["layers"]) == len(model.sound["layers"]) == len(model.sound["adaptors"]) == 28
     D, layers = 1152, sum(p.numel() for p in model.video["layers"].parameters())
     assert layers == pytest.approx(28 * 2 * 16 * D**2, rel=0.005)  # two parts: attentions 4 + 4, feed-forward 8
+
+
+def test_two_layers_of_the_papers_model_take_a_step_on_a_cpu():
+    model = SyncFlow(**SyncFlow_presets["SyncFlow-XL/2"] | {"depth": 2, "grad_ckpt": True})
+    for name, p in model.named_parameters():
+        if not p.any() and name.endswith("weight"):  # at the start it gives zeros, and nothing else would learn
+            torch.nn.init.normal_(p, std=0.02)
+    v, a, t = torch.randn(1, 2, 4, 4, 4), torch.randn(1, 5, 128), torch.tensor([0.4])
+    dv, da = model(v, a, t, text=padded([torch.randn(3, 4096)], 4096))
+    (F.mse_loss(dv, v) + F.mse_loss(da, a)).backward()
+    before = [p.sum().item() for p in model.parameters()]
+    torch.optim.SGD(model.parameters(), lr=1).step()
+    learnt = [name for (name, p), old in zip(model.named_parameters(), before) if p.sum().item() != old]
+    assert dv.isfinite().all() and da.isfinite().all() and all(p.isfinite().all() for p in model.parameters())
+    assert len(learnt) > 0.9 * len(before) and {name.split(".")[0] for name in learnt} == {"video", "sound"}
 
 
 @pytest.mark.parametrize(
