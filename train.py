@@ -142,7 +142,7 @@ def train(args) -> None:
     from training.encode import encode_batch
     from training.hub import check_login, push
     from training.learner import learning_rate
-    from training.opening import check_names, open_run, open_texts
+    from training.opening import check_names, open_run, open_texts, run_costs
     from training.report import complaint, dry_report
     from training.sharding import check_sharding
     from training.storage import Journal, resume
@@ -171,7 +171,8 @@ def train(args) -> None:
         )
         return
     loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step, captions, texts)
-    meter, journal = make_meter(args, accelerator, codec), Journal(accelerator, args.experiment_dir, first_step)
+    costs = run_costs(args, codec, texts)
+    meter, journal = make_meter(args, accelerator, costs), Journal(accelerator, args.experiment_dir, first_step)
     steps = range(first_step, args.max_steps)
     if accelerator.is_main_process:
         announce(args, accelerator, dataset, codec, learner.raw, steps)
@@ -209,7 +210,7 @@ def train(args) -> None:
                 break
     accelerator.end_training()
     if args.dry_run and accelerator.is_main_process:
-        print(dry_report(args, accelerator, learner.raw, len(loader.dataset)))
+        print(dry_report(args, accelerator, learner.raw, costs, len(loader.dataset)))
     elif args.push_to_hub and done == args.max_steps and accelerator.is_main_process:
         push(args.push_to_hub, {"": args.experiment_dir / "export", "adapter": args.experiment_dir / "adapter"})
 
@@ -266,22 +267,18 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     return loader, Draws(args.seed, order.rows(), shapes, *chances, texts)
 
 
-def make_meter(args, accelerator, codec):
+def make_meter(args, accelerator, costs):
     """What is measured: of a model of this size on this device."""
     import torch
 
-    from models import model_of_preset
-    from models.costs import training_flops
     from training.ceiling import data_sheet_flops, device_name, matmul_ceiling
     from training.meter import Meter
-    from training.opening import model_config
 
     device, precision = accelerator.device, accelerator.mixed_precision
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, getattr(torch, args.dtype))
     limits = {"matmul": matmul_ceiling(device, dtype, seconds=0.05),
               "data_sheet": data_sheet_flops(device_name(device), dtype)}  # fmt: skip
-    config, rolls = {**model_config(args, codec), "grad_ckpt": False}, model_of_preset(args.model).rolls
-    flops = training_flops(config, args.batch_size) if rolls else 0  # clips have no formula yet
+    flops = costs.training_flops(args.batch_size, recomputed=False)
     peaks = {name: peak for name, peak in limits.items() if peak}
     return Meter(device, args.predict_frames * args.batch_size, flops, peaks)
 

@@ -27,9 +27,10 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     """The row of both sides, and facts about them."""
     from benchmarks import subjects
     from models import FLAV
-    from models.costs import forward_flops, parameters
+    from models.flav_costs import FLAVCosts
 
     config = subjects.config(args)
+    costs = FLAVCosts(config)
     model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
     plain, inputs = subjects.reference_of(model, config), subjects.inputs(model, args.batch_size, device, dtype)
     if args.compile:
@@ -38,8 +39,8 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     seconds, peaks = timing.alternate(sides, args, device), timing.gpu_peaks(sides, device)
     what = f"forward, {args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
     row = timing.compared(what, seconds, "ours", "reference")
-    row |= timing.share(forward_flops(config, args.batch_size), row["ours_s"], ceiling)
-    return [row], {"config": config, "parameters": parameters(config), **peaks}
+    row |= timing.share(costs.forward_flops(args.batch_size), row["ours_s"], ceiling)
+    return [row], {"config": config, "parameters": costs.parameters, **peaks}
 
 
 if __name__ == "__main__":

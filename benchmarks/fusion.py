@@ -33,7 +33,7 @@ def measure(args, device, dtype, ceiling: float) -> list[dict]:
 
     from benchmarks import subjects
     from models import FLAV
-    from models.costs import forward_flops, training_flops
+    from models.flav_costs import FLAVCosts
 
     weights, autocast = torch.float64 if dtype == torch.float64 else torch.float32, dtype == torch.bfloat16
     forwards, steps, configs = {}, {}, {}
@@ -44,12 +44,13 @@ def measure(args, device, dtype, ceiling: float) -> list[dict]:
         forwards[fusion] = subjects.forward_pass(model, batch[:3], autocast)
         steps[fusion] = subjects.training_step(model, batch, autocast)
     rows = []
-    for what, sides, flops in (("forward", forwards, forward_flops), ("training step", steps, training_flops)):
+    kinds = (("forward", forwards, FLAVCosts.forward_flops), ("training step", steps, FLAVCosts.training_flops))
+    for what, sides, flops in kinds:
         seconds = timing.alternate(sides, args, device)
         for fusion in args.fusions:
             row = timing.compared(f"{what}, {args.model}, batch {args.batch_size}", seconds, fusion, "none")
             row["note"] = f"{row['ours_s'] / row['other_s']:.2f} x none"
-            rows.append(row | timing.share(flops(configs[fusion], args.batch_size), row["ours_s"], ceiling))
+            rows.append(row | timing.share(flops(FLAVCosts(configs[fusion]), args.batch_size), row["ours_s"], ceiling))
     return rows
 
 

@@ -58,7 +58,7 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
 
 def measure_batch(args, config: dict, model, plain, batch: int, ceiling: float) -> tuple[list[dict], dict]:
     """Rows of one batch size: the reference, then each switch off, then all off beside the reference."""
-    from models.costs import forward_flops
+    from models.flav_costs import FLAVCosts
 
     sides, count = sides_of(args, config, model, plain, list(range(batch)))
     device = next(model.parameters()).device
@@ -66,7 +66,7 @@ def measure_batch(args, config: dict, model, plain, batch: int, ceiling: float) 
     frames = {name: sum(T * calls for (_, T), calls in count[name].items()) for name in sides}
     row = timing.compared(clip, seconds, "ours", "reference", frame_evaluations=frames)
     row["note"] = f"{frames['ours']} of {frames['reference']} frame evaluations"
-    flops = sum(calls * forward_flops(config, *shape) for shape, calls in count["ours"].items())
+    flops = sum(calls * FLAVCosts(config, T).forward_flops(rows) for (rows, T), calls in count["ours"].items())
     rows = [row | timing.share(flops, row["ours_s"], ceiling)]
     if args.switches:
         rows += [timing.compared(clip, seconds, "ours", name) for name in SWITCHES if name != "ours"]

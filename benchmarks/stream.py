@@ -68,7 +68,7 @@ def subjects_of(args, device, dtype) -> tuple:
 
 def compare(args, pipe, plain, name: str, ceiling: float) -> list[dict]:
     """Rows of short streams: ours, ours with overlap where it is off and the reverse, the reference."""
-    from models.costs import forward_flops
+    from models.flav_costs import FLAVCosts
     from pipeline import Streams
 
     frames, firsts = args.compare_frames, {}
@@ -93,7 +93,7 @@ def compare(args, pipe, plain, name: str, ceiling: float) -> list[dict]:
     T, n = pipe.model.predict_frames, args.num_timesteps
     more = frames + Streams(pipe).run_on - 1
     calls = [s // n + 1 for s in range(n * T)] + [T] * n * more  # frames in each; those that wait are left out
-    flops = sum(forward_flops(pipe.model._hub_mixin_config, 1, call) for call in calls)
+    flops = sum(FLAVCosts(pipe.model._hub_mixin_config, call).forward_flops() for call in calls)
     row |= timing.share(flops, row["ours_s"], ceiling)
     factor = frames / pipe.spec.fps / row["ours_s"]
     row |= {"real_time_factor": factor, "note": f"{factor:.2f} x real time"}

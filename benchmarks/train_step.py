@@ -41,7 +41,7 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
 
     from benchmarks import subjects
     from models import FLAV
-    from models.costs import parameters
+    from models.flav_costs import FLAVCosts
 
     config = subjects.config(args, grad_ckpt=args.grad_ckpt)
     weights = torch.float64 if dtype == torch.float64 else torch.float32  # bfloat16 is autocast
@@ -57,23 +57,24 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
         steps["reference"] = subjects.training_step(models["reference"], batch, autocast)
     forwards = {name: subjects.forward_pass(net, batch[:3], autocast) for name, net in models.items()}
     rows = rows_of(args, config, forwards, steps, device, ceiling, peak)
-    return rows, {"config": config, "parameters": parameters(config)}
+    return rows, {"config": config, "parameters": FLAVCosts(config).parameters}
 
 
 def rows_of(args, config: dict, forwards: dict, steps: dict, device, ceiling: float, peak: float) -> list[dict]:
     """The two rows; peak in GiB."""
     import torch
 
-    from models.costs import forward_flops, training_flops
+    from models.flav_costs import FLAVCosts
     from training.ceiling import data_sheet_flops, device_name
 
     what = f"{args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
     other = "reference" if args.reference else None
     forward = timing.compared(f"forward, {what}", timing.alternate(forwards, args, device), "ours", other)
-    forward |= timing.share(forward_flops(config, args.batch_size), forward["ours_s"], ceiling)
+    costs = FLAVCosts(config)
+    forward |= timing.share(costs.forward_flops(args.batch_size), forward["ours_s"], ceiling)
     step = timing.compared(f"training step, {what}", timing.alternate(steps, args, device), "ours", other)
-    step |= timing.share(training_flops(config, args.batch_size), step["ours_s"], ceiling)
-    mfu = training_flops({**config, "grad_ckpt": False}, args.batch_size) / step["ours_s"] / ceiling
+    step |= timing.share(costs.training_flops(args.batch_size), step["ours_s"], ceiling)
+    mfu = costs.training_flops(args.batch_size, recomputed=False) / step["ours_s"] / ceiling
     sheet = data_sheet_flops(device_name(device), getattr(torch, args.dtype))
     of_sheet = f" ({mfu * ceiling / sheet:.2f} of the data sheet)" if sheet else ""
     return [forward, step | {"mfu": mfu, "peak_gib": peak, "note": f"MFU {mfu:.2f}{of_sheet}, {peak:.2f} GiB"}]

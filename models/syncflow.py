@@ -1,6 +1,6 @@
 """SyncFlow (arXiv 2412.15220): a tower of pictures and a tower of sound that reads it, for whole clips from a text."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 
 import torch
@@ -106,7 +106,7 @@ class SyncFlow(
         video_rate, audio_rate: latent frames and sound tokens per second, by which their times agree.
         adaptor: whether the sound hears the picture. audio_text: whether it hears the text itself, too.
         tap: which self-attention of a video layer the sound hears. pool_frames: as of `Adaptor`.
-        grad_ckpt: recompute each layer in the backward pass.
+        grad_ckpt: recompute each layer in the backward pass, one of sound together with its adaptor.
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
 
@@ -239,14 +239,36 @@ class SyncFlow(
             more.append(tower["text"](tokens.tokens))
             more_at.append(at.new_zeros(tokens.mask.shape[1]))
             more_mask.append(tokens.mask)
-        for i, layer in enumerate(tower["layers"]):
-            shown = [tower["adaptors"][i](taps[i], frames_at)] if "adaptors" in tower else []
-            heard = torch.cat([*(h for h, _ in shown), *more], 1)
-            mask = torch.cat([*(more_mask[0].expand(-1, h.shape[1]) for h, _ in shown), *more_mask], 1)
-            x = self._run(layer, x, at, heard, torch.cat([*(k for _, k in shown), *more_at]), mask)
+        more = torch.cat(more, 1), torch.cat(more_at), torch.cat(more_mask, 1)
+        for i in range(len(tower["layers"])):
+            tap = taps[i] if "adaptors" in tower else None  # else it would be kept to recompute nothing
+            x = self._run(self._listen, i, x, at, tap, frames_at, *more)
         return tower["head"](x).unflatten(-1, (self.audio_patch, -1)).flatten(1, 2)
 
-    def _run(self, layer: nn.Module, *inputs):
+    def _listen(
+        self,
+        i: int,
+        x: Tensor,
+        at: Tensor,
+        tap: Tensor | None,
+        tap_at: Tensor,
+        more: Tensor,
+        more_at: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Layer i of sound with its adaptor, so that both are recomputed together: x (B,N,D) at (N,) -> x.
+
+        Args:
+            tap: (B,T,L,D) that a layer of pictures shows, at (T,); None without adaptors.
+            more: (B,K,D) that is heard beside it, at (K,). mask: (B,K) bool, which of that there are.
+        """
+        if tap is not None:
+            shown, shown_at = self.sound["adaptors"][i](tap, tap_at)
+            more, more_at = torch.cat([shown, more], 1), torch.cat([shown_at, more_at])
+            mask = torch.cat([mask.new_ones(shown.shape[:2]), mask], 1)
+        return self.sound["layers"][i](x, at, more, more_at, mask)
+
+    def _run(self, layer: Callable, *inputs):
         """A layer, recomputed in the backward pass if that is wanted."""
         if self.grad_ckpt and torch.is_grad_enabled():
             return checkpoint(layer, *inputs, use_reentrant=False)

@@ -63,6 +63,10 @@ def draws(rows=range(4000), drop=0.1):
     return Draws(0, rows, ((1, 1, 1, 1), (1, 1, 1)), 0.2, drop, -1, texts=texts)
 
 
+def test_longest_caption_tells_how_many_tokens_a_batch_may_have():
+    assert draws().texts.longest == 4 and Texts(torch.zeros(0, 2), torch.zeros(0)).longest == 0
+
+
 def said(drawn) -> torch.Tensor:
     """Which text each clip has, -1 for the null text, by the value of its tokens."""
     return (drawn["text"].pooled()[:, 0] - 1).round().long()

@@ -2,19 +2,25 @@
 
 import copy
 import math
+from argparse import Namespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 import train
 from diffusion.flow import FlowLoss
 from diffusion.noise import Purpose, generator
 from diffusion.times import draw_times
+from models.syncflow import SyncFlow_presets
+from models.syncflow_costs import SyncFlowCosts
 from training.draws import Draws
 from training.ema import EMA
 from training.learner import learning_rate, skip_if_not_finite
 from training.meter import BINS, Meter
+from training.report import planned_memory
 from training.sharding import State
 
 T, SHAPES = 4, ((4, 3, 2, 2), (4, 5, 6))
@@ -204,6 +210,20 @@ def test_meter_gives_plain_means_of_all_steps_and_shares_of_the_peaks():
         assert record[name] == pytest.approx(torch.stack(values).double().mean().item(), rel=1e-6)
     assert record["images_per_s"] == 5 * 12 / 2 and record["skipped_steps"] == 0
     assert record["mfu_of_matmul"] == pytest.approx(5 * 8 / 2 / 50) and "batch_loss" not in record
+
+
+def test_plan_of_a_stage_says_what_a_gpu_holds_of_the_batch_that_it_sees_at_once():
+    accelerator = SimpleNamespace(distributed_type=DistributedType.NO, mixed_precision="bf16", num_processes=1)
+    costs = SyncFlowCosts({**SyncFlow_presets["SyncFlow-XL/2"], "grad_ckpt": True}, stage="audio")
+    args = Namespace(batch_size=32, micro_batches=2, stage="audio")
+    said = planned_memory(args, accelerator, costs)
+    plan = costs.memory_plan(16, 1, "ddp", "bf16")
+    assert said.startswith(f"planned for a GPU in bf16, stage audio: {plan.total / 2**30:.2f} GiB (weights 7.41, ")
+    assert (
+        f"gradients 2.92, optimiser 5.83, ema 2.92, working 0.05, activations {plan.activations / 2**30:.2f})" in said
+    )
+    args.stage = None
+    assert planned_memory(args, accelerator, costs).startswith("planned for a GPU in bf16: ")
 
 
 def test_meter_sorts_frames_into_bins_of_their_flow_time():

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+from argparse import Namespace
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ from models.codec import BlockPCA
 from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
 from tests.processes import run_ranks
+from training.opening import run_costs
 
 pytestmark = pytest.mark.usefixtures("small_preset")
 
@@ -176,6 +178,25 @@ def test_optimiser_and_average_hold_what_the_stage_trains_alone(stages):
     shadows = torch.load(folder / "custom_checkpoint_0.pkl", weights_only=True)["shadow_params"]
     sound = list(load_model(stages["audio"] / "export").sound.parameters())
     assert len(moments) == len(shadows) == len(sound)
+
+
+def test_log_tells_the_share_of_the_device_that_each_stage_uses(stages):
+    for stage, run in stages.items():
+        records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+        assert all(0 < record["mfu_of_matmul"] < 1.5 for record in records)
+        args = Namespace(**json.loads((run / "run.json").read_text())["arguments"])
+        costs = run_costs(args, AVCodec.load(run / "export"), None)
+        assert (costs.stage, *costs.clip[:4]) == (stage, CLIP // 4, SIZE // 8, SIZE // 8, CLIP * 10)
+        assert costs.trained == load_model(run / "export").set_stage(stage)
+
+
+def test_dry_run_plans_a_gpu_for_the_stage_and_leaves_nothing(latents, stages, tmp_path, capsys):
+    train.main(
+        train_argv(latents, tmp_path, "--stage", "audio", "--init-from", stages["video"] / "export", "--dry-run")
+    )
+    said = capsys.readouterr().out
+    assert "planned for a GPU in fp32, stage audio: 0.0" in said and "activations 0.0" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resumed_stage_has_the_weights_of_an_undisturbed_one(latents, stages, tmp_path):

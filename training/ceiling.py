@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from models.costs import H100_BF16
+from models.system_costs import H100_BF16
 
 SIZE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices whose product is the ceiling
 
@@ -35,7 +35,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def data_sheet_flops(name: str, dtype: torch.dtype) -> float | None:
-    """FLOP/s that the maker states, dense, of the GPUs whose figure models/costs.py has."""
+    """FLOP/s that the maker states, dense, of the GPUs whose figure models/system_costs.py has."""
     return H100_BF16 if dtype == torch.bfloat16 and ("H100" in name or "H200" in name) else None
 
 

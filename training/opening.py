@@ -15,7 +15,9 @@ from data.prepared import PreparedDataset, is_prepared
 from models import model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
+from models.costs import COSTS
 from models.fusion import FUSIONS
+from models.system_costs import Costs
 from models.text import TEXT_ENCODERS
 from pipeline.avcodec import AVCodec
 from pipeline.avpipeline import AVPipeline
@@ -164,6 +166,13 @@ def model_config(args: Namespace, codec: AVCodec) -> dict:
     taken = inspect.signature(kind).parameters
     variant = kind.variants.get(args.variant, {})
     return {**kind.presets[args.model], **variant, **{name: value for name, value in known.items() if name in taken}}
+
+
+def run_costs(args: Namespace, codec: AVCodec, texts: Texts | None) -> Costs:
+    """What a step of --model costs, by the formulas of its system, as if each caption were as long as the longest."""
+    longest = texts.longest if texts else 0
+    costs = COSTS[model_of_preset(args.model).system]
+    return costs.of_training(model_config(args, codec), codec.unit_shapes, longest, args.stage)
 
 
 def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> None:

@@ -11,11 +11,11 @@ from torch import nn
 
 from data.clips import ClipDataset
 from data.order import ClipOrder
-from models.costs import memory_plan
+from models.system_costs import Costs
 from training.storage import checkpoints
 
 
-def dry_report(args: Namespace, accelerator: Accelerator, model: nn.Module, clips: int) -> str:
+def dry_report(args: Namespace, accelerator: Accelerator, model: nn.Module, costs: Costs, clips: int) -> str:
     """What a run would take, from its first steps: the first one warms up and is left out."""
     ranks, device = accelerator.num_processes, accelerator.device
     journal = [json.loads(line) for line in (args.experiment_dir / "log.jsonl").read_text().splitlines()]
@@ -30,21 +30,20 @@ def dry_report(args: Namespace, accelerator: Accelerator, model: nn.Module, clip
         f"{clips} clips, {clips / (args.batch_size * ranks):.1f} steps per epoch of {args.batch_size} clips on each of "
         f"{ranks} process{'es' * (ranks > 1)}\n"
         f"{seconds:.3g} s per step, peak memory {peak / 2**30:.1f} GiB of a process on {device}\n"
-        f"{planned_memory(args, accelerator, model)}\n"
+        f"{planned_memory(args, accelerator, costs)}\n"
         f"{args.whole} steps would take {hours:.3g} hours"
     )
 
 
-def planned_memory(args: Namespace, accelerator: Accelerator, model: nn.Module) -> str:
-    """What a GPU would hold, from the formulas of models/costs.py."""
-    if not model.rolls:
-        return f"models/costs.py has no formula for a model of {model.system} yet, so no plan for a GPU"
+def planned_memory(args: Namespace, accelerator: Accelerator, costs: Costs) -> str:
+    """What a GPU would hold, from the formulas of its system."""
     strategy = "fsdp" if accelerator.distributed_type.value == "FSDP" else "ddp"
     precision = "fp32" if accelerator.mixed_precision == "no" else "bf16"
     clips = args.batch_size // args.micro_batches
-    plan = memory_plan(model._hub_mixin_config, clips, accelerator.num_processes, strategy, precision)
+    plan = costs.memory_plan(clips, accelerator.num_processes, strategy, precision)
     parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in vars(plan).items() if size)
-    return f"planned for a GPU in {precision}: {plan.total / 2**30:.2f} GiB ({parts})"
+    stage = f", stage {args.stage}" if args.stage else ""
+    return f"planned for a GPU in {precision}{stage}: {plan.total / 2**30:.2f} GiB ({parts})"
 
 
 def complaint(args: Namespace, first: int, dataset: ClipDataset, order: ClipOrder) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,12 +23,13 @@ class Texts:
     Args:
         tokens: (N,D) float16 of all captions in a row, or such a slice of a file. ends: (P,) where each one ends.
     Attributes:
-        width: D.
+        width: D. longest: tokens of the longest caption.
     """
 
     def __init__(self, tokens, ends: Tensor):
         self._tokens, self._ends = tokens, [0, *ends.tolist()]
         self.width = tokens[:0].shape[1]
+        self.longest = max((end - start for start, end in pairwise(self._ends)), default=0)
 
     def __len__(self) -> int:
         return len(self._ends) - 1

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import subjects, timing
 from models import FLAV
-from models.costs import forward_flops
+from models.flav_costs import FLAVCosts
 from training.ceiling import data_sheet_flops, matmul_ceiling, seconds_of
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def test_operations_of_what_is_timed_are_those_that_torch_counts():
     config = subjects.config(args)
     model = FLAV(**config).eval()
     inputs = subjects.inputs(model, 2, "cpu", torch.float32)
-    assert timing.counted_flops(subjects.forward_pass(model, inputs)) == forward_flops(config, 2)
+    assert timing.counted_flops(subjects.forward_pass(model, inputs)) == FLAVCosts(config).forward_flops(2)
 
 
 def test_table_names_both_sides_and_leaves_empty_what_a_row_lacks():

@@ -1,9 +1,11 @@
 """SyncFlow: who sees whom, what the sound hears and where from, frozen towers, any size and length."""
 
 import hashlib
+from collections import Counter
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from models.layers import CrossAttention, grid_positions, rotated
 from models.syncflow import STAGES, SyncFlow, SyncFlow_presets
@@ -210,13 +212,21 @@ def test_stage_of_sound_keeps_no_graph_through_the_picture_and_gives_the_gradien
         assert_close_by_size(one, p.grad)
 
 
-def test_checkpointed_layers_give_the_same_gradients():
-    (v, a, t), grads = clip(), []
+@pytest.mark.parametrize("stage", ["audio", "joint"])
+def test_checkpointed_layers_and_adaptors_run_twice_and_give_the_same_gradients_to_the_bit(stage):
+    (v, a, t), grads, calls = clip(), [], []
     for grad_ckpt in (False, True):
         model = syncflow(grad_ckpt=grad_ckpt)
-        sum(x.square().mean() for x in model(v, a, t)).backward()
-        grads.append([p.grad for p in model.parameters()])
-    assert all(torch.allclose(one, two, rtol=1e-9, atol=1e-12) for one, two in zip(*grads))
+        model.set_stage(stage)
+        for layer in (*model.sound["layers"], *model.sound["adaptors"], *model.video["layers"]):
+            layer.register_forward_pre_hook(lambda module, _: calls.append(type(module).__name__))
+        sum(x.square().mean() for x in model(v, a, t, text=words(3, 0))).backward()
+        grads.append([p.grad for p in model.parameters() if p.requires_grad])
+        times = 2 * (1 + grad_ckpt)
+        heard = {"SoundLayer": times, "Adaptor": times, "VideoLayer": times if stage == "joint" else 2}
+        assert Counter(calls) == heard
+        calls.clear()
+    assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
 
 
 # ------------------------------------------------------------------------------------------------------- as a whole
@@ -248,6 +258,21 @@ def test_papers_model_has_two_towers_of_28_layers_of_1152_and_2048_tokens():
     assert len(model.video["layers"]) == len(model.sound["layers"]) == len(model.sound["adaptors"]) == 28
     D, layers = 1152, sum(p.numel() for p in model.video["layers"].parameters())
     assert layers == pytest.approx(28 * 2 * 16 * D**2, rel=0.005)  # two parts: attentions 4 + 4, feed-forward 8
+
+
+def test_two_layers_of_the_papers_model_take_a_step_on_a_cpu():
+    model = SyncFlow(**SyncFlow_presets["SyncFlow-XL/2"] | {"depth": 2, "grad_ckpt": True})
+    for name, p in model.named_parameters():
+        if not p.any() and name.endswith("weight"):  # at the start it gives zeros, and nothing else would learn
+            torch.nn.init.normal_(p, std=0.02)
+    v, a, t = torch.randn(1, 2, 4, 4, 4), torch.randn(1, 5, 128), torch.tensor([0.4])
+    dv, da = model(v, a, t, text=padded([torch.randn(3, 4096)], 4096))
+    (F.mse_loss(dv, v) + F.mse_loss(da, a)).backward()
+    before = [p.sum().item() for p in model.parameters()]
+    torch.optim.SGD(model.parameters(), lr=1).step()
+    learnt = [name for (name, p), old in zip(model.named_parameters(), before) if p.sum().item() != old]
+    assert dv.isfinite().all() and da.isfinite().all() and all(p.isfinite().all() for p in model.parameters())
+    assert len(learnt) > 0.9 * len(before) and {name.split(".")[0] for name in learnt} == {"video", "sound"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,183 @@
+"""What a FLAV configuration costs: its pieces for `models.system_costs`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from models.flav import FLAV, _check_architecture
+from models.system_costs import TIME_FEATURES, Costs, Linear, Piece, widths
+
+
+class _Sizes(NamedTuple):
+    """What costs depend on: a configuration, `batch` clips and a window of T frames of L video and S audio tokens."""
+
+    D: int
+    hidden: int  # width inside a feed-forward
+    heads: int
+    L: int
+    S: int
+    patch: int  # values of a video token
+    mels: int
+    window: int
+    label_rows: int
+    text: int  # width of its tokens, 0 for none
+    fusion: str
+    causal: bool
+    batch: int
+    T: int
+
+    @property
+    def frames(self) -> int:
+        return self.batch * self.T
+
+    @property
+    def N_v(self) -> int:  # video tokens in the call
+        return self.frames * self.L
+
+    @property
+    def N_a(self) -> int:  # audio tokens in the call
+        return self.frames * self.S
+
+
+@dataclass(frozen=True)
+class FLAVCosts(Costs):
+    """Costs of FLAV(**config) on windows of T frames, of the longest if none is given.
+
+    A causal mask does not lower the operations, but fusion a reads prefixes of whole frames instead of a mask, and only
+    those are counted.
+
+    Raises (its methods):
+        ValueError: FLAV would not take the configuration, batch or T.
+    """
+
+    kind = FLAV
+    T: int | None = None
+
+    @classmethod
+    def of_training(
+        cls, config: Mapping, shapes: tuple[Sequence[int], Sequence[int]], text: int = 0, stage: str | None = None
+    ) -> Self:
+        """The configuration says it all: windows are the longest, texts are means, and there is one stage."""
+        return cls(config)
+
+    def outer(self, batch: int, precision: str) -> list[Piece]:
+        s = _sizes(self.arguments, batch, self.T)
+        tables = s.L + s.S + 2 * s.window + 2 * s.label_rows  # rows of width D
+        kept = _outer_bytes(s, *widths(precision))
+        return [Piece(_later_linears(s), _first_linears(s), more=tables * s.D + s.text, kept=kept)]  # the null text
+
+    def layers(self, batch: int, precision: str) -> list[Piece]:
+        s, (stream, narrow) = _sizes(self.arguments, batch, self.T), widths(precision)
+        kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
+        return [Piece(_block_linears(s), pairs=s.D * _pairs(s), kept=kept, between=between, again=kept - between)]
+
+
+def _sizes(c: dict, batch: int, T: int | None) -> _Sizes:
+    """Sizes of FLAV(**c) called on `batch` windows of T frames; None is the longest window."""
+    _check_architecture(c["latent_size"], c["patch_size"], c["fusion"], c["prediction"])
+    window, classes = c["predict_frames"], c["num_classes"] or 0
+    T = window if T is None else T
+    if batch < 1 or not 1 <= T <= window:
+        raise ValueError(f"batch {batch} of {T} frames does not fit; give at least 1 clip and 1 to {window} frames")
+    return _Sizes(
+        D=c["hidden_size"],
+        hidden=int(c["mlp_ratio"] * c["hidden_size"]),
+        heads=c["num_heads"],
+        L=(c["latent_size"] // c["patch_size"]) ** 2,
+        S=c["audio_fr"],
+        patch=c["patch_size"] ** 2 * c["in_channels"],
+        mels=c["n_mels"],
+        window=window,
+        label_rows=classes + (classes > 0 and c["class_dropout_prob"] > 0),
+        text=c["text_width"] or 0,
+        fusion=c["fusion"],
+        causal=c["causal_attn"],
+        batch=batch,
+        T=T,
+    )
+
+
+def _first_linears(s: _Sizes) -> list[Linear]:
+    """Maps of data, which get no gradient for their input."""
+    return [(s.N_v, s.patch, s.D), (s.N_a, s.mels, s.D), *2 * [(s.frames, TIME_FEATURES, s.D)]]
+
+
+def _later_linears(s: _Sizes) -> list[Linear]:
+    """Second layer of the time embedders, the maps of text, whose input may be the learned null text, and the heads."""
+    heads = [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels), *2 * [(s.frames, s.D, 2 * s.D)]]
+    texts = 2 * [(s.batch, s.text, s.D)] if s.text else []
+    return [*2 * [(s.frames, s.D, s.D)], *texts, *heads]
+
+
+def _block_linears(s: _Sizes) -> list[Linear]:
+    D, r = s.D, s.hidden
+    attentions = [linear for tokens in (s.N_v, s.N_v, s.N_a) for linear in _attention_linears(tokens, D)]
+    adaln = [(s.frames, D, 6 * D), *3 * [(s.frames, D, 3 * D)]]
+    mlps = [linear for tokens in (s.N_v, s.N_a) for linear in [(tokens, D, r), (tokens, r, D)]]
+    return attentions + adaln + mlps + _fusion_linears(s)
+
+
+def _attention_linears(tokens: int, D: int) -> list[Linear]:
+    return [(tokens, D, 3 * D), (tokens, D, D)]
+
+
+def _fusion_linears(s: _Sizes) -> list[Linear]:
+    match s.fusion:
+        case "none" | "b":
+            return []
+        case "a":
+            return _attention_linears(s.N_v + s.N_a, s.D)
+        case "c" | "c_norm":
+            return 2 * [(s.frames, s.D, s.D)]
+    raise ValueError(f"fusion {s.fusion!r} has no cost formula; add it to models/flav_costs.py")
+
+
+def _pairs(s: _Sizes) -> int:
+    """Pairs of a query and a key in the attentions of one block."""
+    N = s.L + s.S
+    joint = N**2 * (s.T * (s.T + 1) // 2 if s.causal else s.T**2) if s.fusion == "a" else 0
+    return s.batch * (s.T * s.L**2 + s.L * s.T**2 + (s.T * s.S) ** 2 + joint)
+
+
+def _normed(D: int, stream: int) -> int:
+    """Per token: the norm's input and its two float32 statistics, and its output for the gradient of the scale."""
+    return 2 * stream * D + 8
+
+
+def _block_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    D = s.D
+    attention = _normed(D, stream) + 6 * narrow * D + 4 * s.heads  # 6: input, q, k, v, output, projection; logsumexp
+    mlp = _normed(D, stream) + narrow * (2 * D + 2 * s.hidden)
+    adaln = 24 * narrow * D  # 4 activated conditions, 15 shifts, scales and gates, 5 scales plus one
+    tokens = s.N_v * (2 * attention + mlp) + s.N_a * (attention + mlp)
+    return tokens + s.frames * adaln + _fusion_bytes(s, stream, narrow)
+
+
+def _fusion_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    D = s.D
+    match s.fusion:
+        case "none":
+            return 0
+        case "a":
+            prefixes = narrow * D if s.causal and s.T > 1 else 0  # outputs of the frames are copied into one
+            return (s.N_v + s.N_a) * (stream * D + 8 + 5 * narrow * D + 4 * s.heads + prefixes)
+        case "b":
+            return 2 * s.frames * stream * D
+        case "c" | "c_norm":
+            normed = stream * D + 8 if s.fusion == "c_norm" else 0
+            return 2 * s.frames * (narrow * D + _condition(s, stream, narrow) + normed)
+    raise ValueError(f"fusion {s.fusion!r} has no memory formula; add it to models/flav_costs.py")
+
+
+def _condition(s: _Sizes, stream: int, narrow: int) -> int:
+    """Bytes of one condition vector: a float32 class embedding widens it."""
+    return s.D * (stream if s.label_rows else narrow)
+
+
+def _outer_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    inputs = narrow * (s.N_v * s.patch + s.N_a * s.mels)
+    conditions = 2 * (narrow * (TIME_FEATURES + 2 * s.D) + _condition(s, stream, narrow))
+    adaln = 4 * narrow * s.D
+    heads = (s.N_v + s.N_a) * (_normed(s.D, stream) + narrow * s.D)
+    texts = 2 * narrow * s.batch * s.text
+    return inputs + s.frames * (conditions + adaln) + heads + texts
