@@ -89,7 +89,8 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
     group.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
     group.add_argument("--n-mels", type=positive, default=256, help="mel bins")
-    group.add_argument("--sound", default="mel", help="what sound becomes: mel, or of whole clips only: oobleck")
+    group.add_argument("--sound", default="mel", help="what sound becomes: mel, or of whole clips only: oobleck, "
+                       "audioldm")  # fmt: skip
     group.add_argument("--sound-source", type=_source, help="directory or hub id of its weights")
     text = parser.add_argument_group("text")
     text.add_argument("--text-encoder", help="words, which needs no weights, or t5: texts take the place of classes; "

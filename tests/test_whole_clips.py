@@ -26,6 +26,7 @@ from models.codec import BlockPCA
 from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
 from tests.processes import run_ranks
+from tests.small_audioldm import write_audioldm
 
 pytestmark = pytest.mark.usefixtures("small_preset")
 
@@ -133,12 +134,32 @@ def test_folder_of_clips_is_prepared_once(balls, latents, capsys):
         (["--image-size", 36], "36"),
         (["--sample-rate", 16001], "16001 Hz is not a whole number of samples per frame"),
         (["--sound", "oobleck"], "codec oobleck needs weights; give --sound-source"),
-        (["--sound", "opus"], "sound 'opus' is unknown; choose one of mel, oobleck"),
+        (["--sound", "audioldm", "--sound-source", "/nowhere"], "codec audioldm: /nowhere is no directory"),
+        (["--sound", "opus"], "sound 'opus' is unknown; choose one of mel, oobleck, audioldm"),
         (["--clip-frames", 24], "shorter than 24 frames"),
     ],
 )
 def test_clips_that_cannot_be_are_refused(balls, tmp_path, capsys, more, said):
     assert said in complaint(capsys, prepare.main, *prepare_argv(balls, tmp_path, *more))
+
+
+def test_sound_becomes_tokens_of_an_autoencoder_from_its_own_folder(balls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(BlockPCA, "kept", 4)
+    monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+    write_audioldm(tmp_path / "sound")
+    command = prepare_argv(balls, out := tmp_path / "out", "--sound=audioldm", f"--sound-source={tmp_path / 'sound'}")
+    prepare.main(command)
+    codec, data = AVCodec.load(out / "pipeline"), PreparedDataset(out, clip_frames=CLIP)
+    video = ClipDataset(balls, "train", CLIP, SIZE, context=codec.context)[0]
+    torch.testing.assert_close(data[0]["a"], codec.encode_sound(video["wave"][None])[0], rtol=1e-3, atol=1e-3)
+    assert data[0]["a"].shape == (CLIP * 1600 // 640, 12) and codec.facts["audio_rate"] == 25
+    quality = json.loads((out / "report.json").read_text())["quality"]["train"]
+    assert 10 < quality["psnr_db"] < 60 and 3 < quality["mel_mean_db"] < quality["mel_max_db"]
+    capsys.readouterr()
+    prepare.main(command)
+    assert "all were prepared before" in capsys.readouterr().out
+    write_audioldm(tmp_path / "sound", vae={"scaling_factor": 0.5})
+    assert "was prepared with another sound_sha256" in complaint(capsys, prepare.main, *command)
 
 
 def test_other_clips_in_a_prepared_folder_are_refused(balls, latents, capsys):
