@@ -221,11 +221,12 @@ def make_learner(args, accelerator, codec):
     from diffusion.flow import WEIGHTS
     from models import model_of_preset
     from training.learner import Learner
-    from training.opening import begin, model_config
+    from training.opening import begin, check_clips, model_config
 
     torch.manual_seed(args.seed)
     kind = model_of_preset(args.model)
     model = kind(**model_config(args, codec)).to(getattr(torch, args.dtype))
+    check_clips(model, codec)
     begin(args, model, codec.spec.class_names)
     if kind.rolls:  # a call of whole clips is long enough for all cores
         cli.share_cores(model)

@@ -23,6 +23,7 @@ from data.synthetic import write_dataset
 from diffusion.noise import Modality, frame_noise
 from models import load_model
 from models.codec import BlockPCA
+from models.text import Words
 from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
 from tests.processes import run_ranks
@@ -259,6 +260,26 @@ def test_clips_without_text_are_refused(latents, tmp_path, capsys):
     assert "SyncFlow-mini follows texts; give --text-encoder" in complaint(capsys, train.main, *command)
 
 
+def test_texts_of_another_width_than_the_checkpoints_are_refused_before_they_are_read(
+    balls, stages, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(Words, "width", 32)
+    monkeypatch.setattr(Words, "encode", lambda *_: pytest.fail("encoded"))
+    facts = ("--codec", "block-pca", "--image-size", SIZE, "--n-mels", 20, "--predict-frames", CLIP)
+    command = train_argv(balls, tmp_path, *facts, "--stage", "audio", "--init-from", stages["video"] / "export")
+    line = complaint(capsys, train.main, *command)
+    assert "reads texts of width 64, text encoder words gives 32; give --text-encoder and --text-source" in line
+
+
+def test_clips_that_the_models_patches_do_not_divide_are_refused(balls, pipe, tmp_path, capsys, monkeypatch):
+    facts = ("--codec", "block-pca", "--image-size", 40, "--n-mels", 20, "--predict-frames", CLIP, "--audio-scale", 2)
+    said = "frames are 40 pixels high, not a multiple of the 16 of codec block-pca with patches of 2 in the model"
+    assert said in complaint(capsys, train.main, *train_argv(balls, tmp_path, *facts))
+    monkeypatch.setattr(pipe.model, "audio_patch", 7)
+    with pytest.raises(ValueError, match="a clip of 8 frames has 80 sound tokens, not a multiple of the 7 that the"):
+        pipe.sample([0])
+
+
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
@@ -354,6 +375,7 @@ def test_sound_for_a_picture_is_muxed_with_the_very_picture(balls, checkpoint, t
         (sample_v2a.main, ["--input", "DATA", "--video-length", 24], "22 frames, shorter than the clip of 24"),
         (sample.main, ["--video-length", 6], "6 frames are not a multiple of 4"),
         (sample.main, ["--image-size", "30"], "30"),
+        (sample.main, ["--image-size", "24x32"], "24 pixels high, not a multiple of the 16 of codec block-pca with"),
         (sample.main, ["--image-size", "0x8"], "0x8 is no size in pixels; give 128, or 48x96"),
         (sample.main, ["--classes", "red"], "--classes red was given, but this model has no classes"),
     ],
