@@ -23,6 +23,7 @@ from data.synthetic import write_dataset
 from diffusion.noise import Modality, frame_noise
 from models import load_model
 from models.codec import BlockPCA
+from models.syncflow import SyncFlow
 from models.text import Words
 from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
@@ -280,6 +281,19 @@ def test_clips_that_the_models_patches_do_not_divide_are_refused(balls, pipe, tm
         pipe.sample([0])
 
 
+@pytest.mark.parametrize("variant", SyncFlow.variants)
+def test_variant_of_an_ablation_trains_from_the_video_stage_and_samples(latents, stages, tmp_path, variant):
+    """Rows S15, S30 and S31."""
+    how = ("--stage", "audio", "--max-steps", 1, "--init-from", stages["video"] / "export", "--variant", variant)
+    train.main(train_argv(latents, tmp_path, *how))
+    config = json.loads((tmp_path / "export/config.json").read_text())
+    assert config.items() >= SyncFlow.variants[variant].items() and tower(tmp_path, "video.") == tower(
+        stages["video"], "video."
+    )
+    made = AVPipeline.from_pretrained(tmp_path / "export").sample([0], y="a red ball", num_timesteps=1)
+    assert made.a.isfinite().all() and made.wave.shape == (1, CLIP * 1600)
+
+
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
@@ -363,6 +377,19 @@ def test_sound_for_a_picture_is_muxed_with_the_very_picture(balls, checkpoint, t
     assert not read_audio(film, 0, CLIP * 1600).equal(read_audio(original, 0, CLIP * 1600))
     assert probe(film).frames(10) - CLIP in (0, 1)  # a picture may follow from which others are decoded
     assert json.loads((tmp_path / "run.json").read_text())["arguments"]["method"] == "line"
+
+
+def test_cascade_gives_a_picture_of_our_own_a_sound_of_our_own(checkpoint, tmp_path):
+    """Row S27's stand-in for cascades of others: text to picture, then that picture to sound."""
+    how = [f"--model-ckpt={checkpoint}", "--num-timesteps=2", "--device=cpu", "--prompt=a red ball"]
+    sample.main([*how, "--num-videos=2", f"--results-dir={tmp_path / 'first'}"])
+    sample_v2a.main([*how, f"--input={tmp_path / 'first'}", f"--results-dir={tmp_path / 'second'}"])
+    made = [json.loads(line) for line in (tmp_path / "second/samples.jsonl").read_text().splitlines()]
+    for record in made:
+        one, two = tmp_path / "second" / record["file"], record["input"]
+        assert read_frames(one, 0, CLIP).equal(read_frames(two, 0, CLIP))
+        assert not read_audio(one, 0, CLIP * 1600).equal(read_audio(two, 0, CLIP * 1600))
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(
