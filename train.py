@@ -243,8 +243,8 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     from torch.utils.data import DataLoader
 
     from data.captions import Captioned
+    from data.index import is_prepared
     from data.order import ClipOrder
-    from data.prepared import is_prepared
     from training.draws import ClipDraws, Draws
     from training.encode import encode_files
 
@@ -252,7 +252,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     progress = cli.bar("encoding", disable=not main)
     cached = args.cache_latents and not is_prepared(args.data_path)
     clips = encode_files(dataset, codec, device, progress) if cached else dataset
-    clips = Captioned(clips, captions, dataset.folder) if captions else clips
+    clips = Captioned(clips, captions, dataset.folder, args.predict_frames, args.fps) if captions else clips
     steps = (first_step, args.max_steps)
     order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, accelerator.process_index, ranks)
     workers = 0 if cached else args.num_workers

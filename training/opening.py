@@ -12,7 +12,8 @@ from torch import nn
 
 from data.captions import Captions
 from data.clips import ClipDataset
-from data.prepared import PreparedDataset, is_prepared
+from data.index import is_prepared
+from data.prepared import PreparedDataset
 from models import model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS

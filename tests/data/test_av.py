@@ -419,7 +419,7 @@ def test_clips_of_a_30_fps_stereo_file_have_32_frames_and_96000_samples_at_their
     (tmp_path / "train/a.txt").write_text("three tones")
     data = ClipDataset(tmp_path, "train", 32, 64, fps=16, sample_rate=48000)
     assert len(data) == 4 * 16 - 32 + 1
-    captioned = Captioned(data, data.captions(), data.folder)
+    captioned = Captioned(data, data.captions(), data.folder, 32, 16)
     for start in (0, 13, 21):
         item, times = captioned[start], (start + torch.arange(32)) / 16
         assert item["frames"].shape == (32, 3, 64, 64) and item["wave"].shape == (96_000,) and item["y"].tolist() == [0]
