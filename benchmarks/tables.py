@@ -1,4 +1,4 @@
-"""Tables of R-FLAV (1.A, 1.B, 2, 3) and SyncFlow (1 to 3) for any data and checkpoints: each row is made and measured anew.
+"""Tables of R-FLAV (1.A, 1.B, 2, 3) and SyncFlow (1 to 3) for any data and checkpoints: every row is made anew.
 
     python benchmarks/tables.py fusions --checkpoints a=A/export b=B/export c=C/export --real DATA --out tables
     python benchmarks/tables.py windows --checkpoints 5=W5/export 10=W10/export 20=W20/export --real DATA --out tables

@@ -320,6 +320,11 @@ def test_clip_depends_on_its_seed_and_number_and_not_on_its_neighbours(pipe):
         assert_close_by_size(alone.a[0], three.a[row])
 
 
+def test_clip_of_an_empty_prompt_is_that_of_the_null_text(pipe):
+    empty, null, red = (pipe.sample([0], num_timesteps=1, y=text) for text in (" ... ", None, "a red ball"))
+    assert empty.v.equal(null.v) and empty.a.equal(null.a) and not red.v.equal(null.v)
+
+
 def test_fifty_steps_with_guidance_are_a_hundred_passes_over_the_clip(pipe, monkeypatch):
     rows, forward = [], pipe.model.forward
     monkeypatch.setattr(pipe.model, "forward", lambda v, *args, **how: rows.append(len(v)) or forward(v, *args, **how))
