@@ -145,7 +145,7 @@ def test_clips_that_cannot_be_are_refused(balls, tmp_path, capsys, more, said):
     assert said in complaint(capsys, prepare.main, *prepare_argv(balls, tmp_path, *more))
 
 
-def test_sound_becomes_tokens_of_an_autoencoder_from_its_own_folder(balls, tmp_path, capsys, monkeypatch):
+def test_sound_becomes_tokens_of_an_autoencoder_from_its_own_folder_and_may_move(balls, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(BlockPCA, "kept", 4)
     monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
     write_audioldm(tmp_path / "sound")
@@ -160,6 +160,13 @@ def test_sound_becomes_tokens_of_an_autoencoder_from_its_own_folder(balls, tmp_p
     capsys.readouterr()
     prepare.main(command)
     assert "all were prepared before" in capsys.readouterr().out
+    train.main(train_argv(out, tmp_path / "run", "--max-steps", 1))
+    (tmp_path / "sound").rename(tmp_path / "moved")
+    films = [f"--model-ckpt={tmp_path / 'run/export'}", "--prompt=x", "--num-timesteps=1", "--num-videos=1",
+             "--device=cpu", f"--results-dir={tmp_path / 'films'}"]  # fmt: skip
+    assert "could not be had from the hub" in complaint(capsys, sample.main, *films)
+    sample.main([*films, f"--sound-source={tmp_path / 'moved'}"])
+    assert read_audio(tmp_path / "films/sample_00000.mp4", 0, CLIP * 1600).std() > 0
     write_audioldm(tmp_path / "sound", vae={"scaling_factor": 0.5})
     assert "was prepared with another sound_sha256" in complaint(capsys, prepare.main, *command)
 

@@ -129,7 +129,7 @@ def fetch(source: str | Path, name: str, files: tuple[str, ...]) -> Path:
         except (OSError, ValueError) as error:  # not found, no network, not an id: the remedy is the same
             raise FileNotFoundError(
                 f"codec {name}: {source} is no directory and could not be had from the hub "
-                f"({type(error).__name__}); give the local directory with its {' and '.join(files)}"
+                f"({type(error).__name__}); give --sound-source the local directory with its {', '.join(files)}"
             ) from None
     if lacking := [file for file in files if not (folder / file).is_file()]:
         raise FileNotFoundError(f"codec {name}: {folder} lacks {lacking[0]}; give the whole directory")
