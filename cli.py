@@ -119,15 +119,8 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: 
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     check_device(device)
     dtype = getattr(torch, args.dtype)
-    facts = (
-        args.audio_scale,
-        args.codec_source,
-        args.vocoder,
-        args.text_source,
-        args.adapter,
-        channels,
-        args.sound_source,
-    )
+    facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels,
+             args.sound_source)  # fmt: skip
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     if not pipe.model.rolls and not whole:
         raise ValueError(f"{args.model_ckpt} is a model of {pipe.model.system}, which makes whole clips and no "
