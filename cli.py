@@ -64,6 +64,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--adapter", help="folder of a LoRA adapter that train.py --lora-rank left, for its own base")
     group.add_argument("--audio-scale", type=float, help="of a released checkpoint of another data set; ours store it")
     group.add_argument("--codec-source", help="local directory or hub id of the frame codec, if not the stored one")
+    group.add_argument("--sound-source", help="local directory or hub id of the codec of sound, likewise")
     group.add_argument("--text-source", help="local directory or hub id of the text encoder, if not the stored one")
     group.add_argument("--vocoder", choices=["hifigan", "griffin-lim"], help="griffin-lim does without trained weights")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
@@ -89,7 +90,8 @@ def add_encoding_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--normalise", choices=["file", "clip"], default="file", help="whose peak becomes 0.95")
     group.add_argument("--channels", choices=["mean", "first"], default="mean", help="how sound becomes mono")
     group.add_argument("--n-mels", type=positive, default=256, help="mel bins")
-    group.add_argument("--sound", default="mel", help="what sound becomes: mel, or of whole clips only: oobleck")
+    group.add_argument("--sound", default="mel", help="what sound becomes: mel, or of whole clips only: oobleck, "
+                       "audioldm")  # fmt: skip
     group.add_argument("--sound-source", type=_source, help="directory or hub id of its weights")
     text = parser.add_argument_group("text")
     text.add_argument("--text-encoder", help="words, which needs no weights, or t5: texts take the place of classes; "
@@ -117,7 +119,8 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: 
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     check_device(device)
     dtype = getattr(torch, args.dtype)
-    facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels)
+    facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels,
+             args.sound_source)  # fmt: skip
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
     if not pipe.model.rolls and not whole:
         raise ValueError(f"{args.model_ckpt} is a model of {pipe.model.system}, which makes whole clips and no "

@@ -125,7 +125,7 @@ def share_cores(codec: AVCodec) -> None:
 
 def earlier(out: Path) -> dict | None:
     """The index that an earlier run finished with."""
-    from data.prepared import is_prepared, load_prepared
+    from data.index import is_prepared, load_prepared
 
     return load_prepared(out) if is_prepared(out) else None
 
@@ -163,7 +163,7 @@ def finish(
     text: tuple[dict, str] | None,
 ) -> str:
     """Write what belongs to all files, the index last; returns the line for the terminal."""
-    from data.prepared import INDEX
+    from data.index import INDEX
     from training.prepare import make_index, remove_strays, update_spec
 
     index = make_index(splits, results, codec, facts)
@@ -207,7 +207,10 @@ def add_texts(index: dict, captions: dict[str, Captions], said: dict) -> None:
     index["text"], place = said, {text: i for i, text in enumerate(said["captions"])}
     for split, found in captions.items():
         for entry in index["splits"][split]["files"]:
-            entry["captions"] = [place[found.texts[i]] for i in found.of_file[printable(entry["path"])]]
+            file = printable(entry["path"])
+            entry["captions"] = [place[found.texts[i]] for i in found.of_file[file]]
+            if file in found.spans:
+                entry["spans"] = [span and list(span) for span in found.spans[file]]
 
 
 def report(args, splits: dict[str, ClipDataset], results: list[Prepared], index: dict, cost: dict) -> float:

@@ -222,11 +222,12 @@ def make_learner(args, accelerator, codec):
     from diffusion.flow import WEIGHTS
     from models import model_of_preset
     from training.learner import Learner
-    from training.opening import begin, model_config
+    from training.opening import begin, check_clips, model_config
 
     torch.manual_seed(args.seed)
     kind = model_of_preset(args.model)
     model = kind(**model_config(args, codec)).to(getattr(torch, args.dtype))
+    check_clips(model, codec)
     begin(args, model, codec.spec.class_names)
     if kind.rolls:  # a call of whole clips is long enough for all cores
         cli.share_cores(model)
@@ -243,8 +244,8 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     from torch.utils.data import DataLoader
 
     from data.captions import Captioned
+    from data.index import is_prepared
     from data.order import ClipOrder
-    from data.prepared import is_prepared
     from training.draws import ClipDraws, Draws
     from training.encode import encode_files
 
@@ -252,7 +253,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     progress = cli.bar("encoding", disable=not main)
     cached = args.cache_latents and not is_prepared(args.data_path)
     clips = encode_files(dataset, codec, device, progress) if cached else dataset
-    clips = Captioned(clips, captions, dataset.folder) if captions else clips
+    clips = Captioned(clips, captions, dataset.folder, args.predict_frames, args.fps) if captions else clips
     steps = (first_step, args.max_steps)
     order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, accelerator.process_index, ranks)
     workers = 0 if cached else args.num_workers

@@ -1,9 +1,10 @@
-"""The paper's Tables 1.A, 1.B, 2 and 3 for any data set and checkpoints: every row is sampled and measured anew.
+"""Tables of R-FLAV (1.A, 1.B, 2, 3) and SyncFlow (1 to 3) for any data and checkpoints: every row is made anew.
 
     python benchmarks/tables.py fusions --checkpoints a=A/export b=B/export c=C/export --real DATA --out tables
     python benchmarks/tables.py windows --checkpoints 5=W5/export 10=W10/export 20=W20/export --real DATA --out tables
     python benchmarks/tables.py steps --checkpoints R-FLAV=C/export --real DATA --out tables
     python benchmarks/tables.py conditional --checkpoints R-FLAV=C/export --real DATA --out tables
+    python benchmarks/tables.py syncflow --checkpoints SyncFlow-VGG=S/export --prompts P.txt --real DATA --out tables
 
 Rows come from sample.py, sample_a2v.py, sample_v2a.py and evaluate.py, run as a user would, with the options given
 after --sample and --evaluate; a run goes on where it was interrupted. OUT/TABLE.md and OUT/TABLE.json hold what was
@@ -22,9 +23,13 @@ TITLES = {
     "windows": "Table 1.B: frames in the window",
     "steps": "Table 2: steps per frame, and others",
     "conditional": "Table 3: sound to picture, picture to sound",
+    "syncflow": "SyncFlow, Tables 1 to 3: text to both, picture to sound",
 }
 PAPER = cli.ROOT / "docs/paper_tables.json"
-QUOTED = {"fusions": "table_1a", "windows": "table_1b", "steps": "table_2", "conditional": "table_3"}  # names begin so
+QUOTED = {  # paper, and how the name of its table begins
+    "fusions": ("R-FLAV", "table_1a"), "windows": ("R-FLAV", "table_1b"), "steps": ("R-FLAV", "table_2"),
+    "conditional": ("R-FLAV", "table_3"), "syncflow": ("SyncFlow", "stated"),
+}  # fmt: skip
 STEPS = (2, 10, 20)
 GIVEN = {"A2V": "sample_a2v.py", "V2A": "sample_v2a.py"}
 
@@ -34,6 +39,7 @@ def main(argv=None) -> None:
     p.add_argument("table", choices=TITLES, help="which one")
     p.add_argument("--checkpoints", nargs="+", required=True, metavar="ROW=PATH", help="checkpoint of each row")
     p.add_argument("--real", type=Path, required=True, help="data set whose test videos are the real ones")
+    p.add_argument("--prompts", type=Path, help="of rows that begin with text: file with a prompt a line")
     p.add_argument("--num", type=cli.positive, default=2048, help="clips of a row")
     p.add_argument("--quoted", type=Path, default=PAPER, help="JSON with the paper's tables")
     p.add_argument("--sample", default="", help="more options of the sampling script, as one string")
@@ -43,8 +49,11 @@ def main(argv=None) -> None:
     args = p.parse_args(argv)
     if strange := [text for text in args.checkpoints if "=" not in text]:
         p.error(f"--checkpoints {strange[0]} is not ROW=PATH; give e.g. c=runs/demo/c/export")
+    if (args.table == "syncflow") != bool(args.prompts):
+        p.error("--prompts belongs to the table syncflow, and to no other; " + ("leave it out" if args.prompts else
+                "give a file with a prompt a line"))  # fmt: skip
     title, theirs = TITLES[args.table], quoted(args.quoted, args.table)
-    rows = [measured(args, *row) for row in plan(args.table, args.checkpoints)]
+    rows = [measured(args, *row) for row in plan(args.table, args.checkpoints, args.prompts)]
     cli.write_json(
         args.out / f"{args.table}.json", {"table": title, "rows": rows, "quoted": theirs, "machine": cli.machine()}
     )
@@ -53,7 +62,7 @@ def main(argv=None) -> None:
     print(text)
 
 
-def plan(table: str, checkpoints: list[str]) -> list[tuple[str, str, list[str]]]:
+def plan(table: str, checkpoints: list[str], prompts: Path | None = None) -> list[tuple[str, str, list[str]]]:
     """(row, sampling script, its options) of a table."""
     named = [text.split("=", 1) for text in checkpoints]
     if table == "steps":
@@ -62,6 +71,10 @@ def plan(table: str, checkpoints: list[str]) -> list[tuple[str, str, list[str]]]
     if table == "conditional":
         return [(f"{name}, {task}", script, ["--model-ckpt", path]) for name, path in named
                 for task, script in GIVEN.items()]  # fmt: skip
+    if table == "syncflow":
+        rows = (("text to both", "sample.py", ["--prompts", str(prompts)]), ("V2A", GIVEN["V2A"], []))
+        return [(f"{name}, {task}", script, ["--model-ckpt", path, *how]) for name, path in named
+                for task, script, how in rows]  # fmt: skip
     return [(name, "sample.py", ["--model-ckpt", path]) for name, path in named]
 
 
@@ -91,19 +104,21 @@ def measured(args, row: str, script: str, options: list[str]) -> dict:
 
 
 def quoted(path: Path, table: str) -> list[dict]:
-    """The rows of the paper's table; None where it leaves a figure open.
+    """The rows of the paper's table; None where it leaves a figure open. Figures of its prose are a row each.
 
     Raises:
         ValueError: the file lacks the table or its source, or a row is not as long as the columns.
     """
+    whose, begins = QUOTED[table]
     try:
-        paper = json.loads(path.read_text())["R-FLAV"]
-        name = next(name for name in paper if name.startswith(QUOTED[table]))
-        columns, source = paper[name].pop("columns"), f"quoted: {paper['source']}"
+        paper = json.loads(path.read_text())[whose]
+        name = next(name for name in paper if name.startswith(begins))
+        columns, source = paper[name].pop("columns", ["stated"]), f"quoted: {paper['source']}"
+        rows = {row: values if isinstance(values, list) else [values] for row, values in paper[name].items()}
         return [{"row": row, "figures": dict(zip(columns, values, strict=True)), "source": source}
-                for row, values in paper[name].items()]  # fmt: skip
+                for row, values in rows.items()]  # fmt: skip
     except (OSError, LookupError, StopIteration, TypeError, ValueError) as error:
-        raise ValueError(f"{path} has no {QUOTED[table]} of R-FLAV ({error}); give a file like {PAPER}") from None
+        raise ValueError(f"{path} has no {begins} of {whose} ({error}); give a file like {PAPER}") from None
 
 
 def markdown(rows: list[dict]) -> str:

@@ -2,7 +2,8 @@
 
 import csv
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ LAYOUT = (
     "metadata.jsonl or metadata.csv with file_name and caption (or captions, a list) in the folder of the split, or "
     "clip.txt beside clip.mp4"
 )
+Span = tuple[float, float]  # seconds from the beginning of a file
 
 
 class NoCaptionsError(ValueError):
@@ -27,12 +29,14 @@ class Captions:
     """Captions of the files of a split.
 
     texts: the distinct ones, sorted. of_file: path relative to the split -> positions in `texts`, () for none.
-    strays: file names that the metadata have and the folder has not.
+    strays: file names that the metadata have and the folder has not. spans: of a file with captions of pieces of it
+    -> for each of its captions the piece, or None for the whole.
     """
 
     texts: tuple[str, ...]
     of_file: dict[str, tuple[int, ...]]
     strays: tuple[str, ...] = ()
+    spans: dict[str, tuple[Span | None, ...]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line for a log."""
@@ -52,26 +56,28 @@ def read_captions(folder: Path, files: Iterable[str]) -> Captions:
     Raises:
         ValueError: metadata are damaged, told by line. NoCaptionsError: no file has a caption.
     """
-    said: dict[str, list[str]] = {printable(file): [] for file in files}
+    said: dict[str, list[tuple[str, Span | None]]] = {printable(file): [] for file in files}
     strays = []
-    for name, captions in _metadata(folder):
+    for name, captions, span in _metadata(folder):
         known = printable(Path(name).as_posix())
-        said[known].extend(captions) if known in said else strays.append(name)
+        said[known].extend((text, span) for text in captions) if known in said else strays.append(name)
     for file, found in said.items():
         beside = (folder / file).with_suffix(".txt")
         if not found and beside.is_file():
-            found.append(beside.read_text(encoding="utf-8", errors="replace"))
-    said = {file: [one for one in (" ".join(text.split()) for text in found) if one] for file, found in said.items()}
-    texts = sorted({text for found in said.values() for text in found})
+            found.append((beside.read_text(encoding="utf-8", errors="replace"), None))
+    said = {file: list(dict.fromkeys((" ".join(text.split()), span) for text, span in found if text.strip()))
+            for file, found in said.items()}  # fmt: skip
+    texts = sorted({text for found in said.values() for text, _ in found})
     if not texts:
         raise NoCaptionsError(f"{folder} has no caption for any of its videos; give {LAYOUT}")
     place = {text: i for i, text in enumerate(texts)}
-    of_file = {file: tuple(dict.fromkeys(place[text] for text in found)) for file, found in said.items()}
-    return Captions(tuple(texts), of_file, tuple(strays))
+    of_file = {file: tuple(place[text] for text, _ in found) for file, found in said.items()}
+    spans = {file: tuple(span for _, span in found) for file, found in said.items() if any(span for _, span in found)}
+    return Captions(tuple(texts), of_file, tuple(strays), spans)
 
 
-def _metadata(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(file name, captions) of metadata.jsonl and metadata.csv."""
+def _metadata(folder: Path) -> Iterator[tuple[str, list[str], Span | None]]:
+    """(file name, captions, of which piece) of metadata.jsonl and metadata.csv."""
     for path, rows in ((folder / "metadata.jsonl", _json_rows), (folder / "metadata.csv", _csv_rows)):
         if path.is_file():
             for number, row in rows(path):
@@ -92,27 +98,46 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
             yield rows.line_num, row
 
 
-def _captions_of(row: dict, where: str) -> tuple[str, list[str]]:
-    """File name and captions of a row of metadata."""
+def _captions_of(row: dict, where: str) -> tuple[str, list[str], Span | None]:
+    """File name and captions of a row of metadata, and of which piece of the file they are."""
     name = row.get("file_name") if isinstance(row, dict) else None
     captions = row.get("captions", row.get("caption")) if name else None
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(x, str) for x in captions):
         raise ValueError(f"{where} has no file_name and caption (or captions, a list of texts); mend that line")
-    return name, captions
+    return name, captions, _span(row, where)
+
+
+def _span(row: dict, where: str) -> Span | None:
+    """The piece of the file that a row is of: `start` and `end` in seconds; None for the whole."""
+    given = [row.get("start"), row.get("end")]
+    if given in ([None, None], ["", ""]):  # the latter in a csv
+        return None
+    try:
+        start, end = map(float, given)
+    except (TypeError, ValueError):
+        start, end = 0.0, 0.0
+    if not 0 <= start < end < inf:
+        raise ValueError(f"{where} has start {given[0]} and end {given[1]}, which are no piece of a film; give both in "
+                         "seconds, or neither")  # fmt: skip
+    return start, end
 
 
 class Captioned(Dataset):
-    """Clips whose label `y` is (K,): the positions of their file's captions, then -1.
+    """Clips whose label `y` is (K,): the positions of their captions, then -1.
+
+    They are those of the pieces of the file in which the clip has its middle; where there is none, those of the file.
 
     Args:
-        clips: of items with `path`. captions: of the files, by what their paths are relative to `folder`.
+        clips: of items with `path` and `start`. captions: of the files, by what their paths are relative to `folder`.
+        clip_frames, fps: of the clips.
     """
 
-    def __init__(self, clips: Dataset, captions: Captions, folder: Path):
-        self.clips, K = clips, max(1, *map(len, captions.of_file.values()))
-        self._labels = {
-            printable(str(folder / file)): torch.tensor([*found, *[-1] * (K - len(found))])
+    def __init__(self, clips: Dataset, captions: Captions, folder: Path, clip_frames: int, fps: int):
+        self.clips, self._width = clips, max(1, *map(len, captions.of_file.values()))
+        self._middle, self._fps = clip_frames / 2, fps
+        self._captions = {
+            printable(str(folder / file)): list(zip(found, captions.spans.get(file, [None] * len(found))))
             for file, found in captions.of_file.items()
         }
 
@@ -121,4 +146,7 @@ class Captioned(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.clips[index]
-        return {**item, "y": self._labels[printable(item["path"])]}
+        found, middle = self._captions[printable(item["path"])], (item["start"] + self._middle) / self._fps
+        of_piece = [place for place, span in found if span and span[0] <= middle < span[1]]
+        chosen = of_piece or [place for place, span in found if span is None]
+        return {**item, "y": torch.tensor([*chosen, *[-1] * (self._width - len(chosen))])}

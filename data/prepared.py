@@ -22,72 +22,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.captions import Captions
-from data.clips import MOST_FRAMES, ClipDataset
+from data.captions import Captions, Span
+from data.clips import ClipDataset
 from data.folders import class_of, composed, printable
+from data.index import INDEX, load_prepared
 
-INDEX = "prepared.json"
-VERSION = 2  # of the index and the files
 OPEN_FILES = 1024  # of a process at a time; they are mapped, so none keeps a file descriptor
 TENSORS = ("mean", "std", "mel")  # of a file, in the order of the CRC-32 of a frame
 CHECKED = 256  # frames of a file in memory at once while all of it is checked
-
-
-def is_prepared(path: str | Path) -> bool:
-    """Whether a folder was written by prepare.py, to the end."""
-    return (Path(path) / INDEX).is_file()
-
-
-def load_prepared(root: str | Path) -> dict:
-    """The index of a prepared folder.
-
-    Raises:
-        ValueError: it is damaged or of another version. FileNotFoundError: there is none.
-    """
-    path = Path(root) / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{root} has no {INDEX}; run prepare.py, to its end, or choose another folder")
-    try:
-        index = json.loads(path.read_text())
-        version = index["version"]
-        sound = version != VERSION or _is_sound(index)
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({shown(error)}); remove it and run prepare.py again") from None
-    if version != VERSION:
-        version = shown(version)
-        raise ValueError(f"{path} is of version {version}, not {VERSION}; prepare the videos anew in another folder")
-    if not sound:
-        raise ValueError(f"{path} is damaged (a value cannot be right); remove it and run prepare.py again")
-    return index
-
-
-def _is_sound(index: dict) -> bool:
-    """Whether prepare.py could have written this index: types, ranges, and no path that leaves its folder."""
-    names, scale, splits = index["class_names"], index["audio_scale"], index["splits"].values()
-    known = type(names) is list and all(type(name) is str for name in names) and type(index["facts"]) is dict
-    scaled = type(scale) in (int, float) and 0 < scale < math.inf
-    files = [e for split in splits for e in split["files"]]
-    listed = all(_is_path(e["path"]) and type(e["sha256"]) is str for e in files) and all(
-        type(e["frames"]) is type(e["bytes"]) is type(e.get("clips", 1)) is int
-        and 0 < e.get("clips", 1) <= e["frames"] < MOST_FRAMES
-        for e in files
-    )
-    classed = not names or {class_of(e["path"]) for e in files} <= set(map(composed, names))
-    said = index.get("text", {})
-    texts = said.get("captions", [])
-    told = (
-        type(texts) is list
-        and all(type(x) is str for x in texts)
-        and all(type(i) is int and 0 <= i < len(texts) for e in files for i in e.get("captions", ()))
-    )
-    left_out = [(e["path"], e["reason"], e["sha256"]) for split in splits for e in split["skipped"]]
-    return known and scaled and listed and classed and told and all(type(x) is str for row in left_out for x in row)
-
-
-def _is_path(text: str) -> bool:
-    """Whether this names a file inside the folder that it is relative to."""
-    path = Path(text)
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in text
 
 
 def clip_stride(frames: int) -> int:
@@ -308,6 +250,7 @@ class PreparedEntry:
     bytes: int = 0  # of the latents
     captions: tuple[int, ...] = ()  # positions among those of the index
     units: int = 0  # in the latents: as many as frames, or whole clips
+    spans: tuple[Span | None, ...] = ()  # of captions, where some are of pieces of the video
 
 
 class PreparedDataset(ClipDataset):
@@ -357,7 +300,8 @@ class PreparedDataset(ClipDataset):
             raise ValueError(
                 f"{self.folder.parent} was prepared without text; run prepare.py again with --text-encoder"
             )
-        return Captions(tuple(self.text["captions"]), {entry.path: entry.captions for entry in self.entries})
+        spans = {entry.path: entry.spans for entry in self.entries if entry.spans}
+        return Captions(tuple(self.text["captions"]), {e.path: e.captions for e in self.entries}, (), spans)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open_files": (0, OrderedDict())}
@@ -391,7 +335,8 @@ class PreparedDataset(ClipDataset):
 def _entries(split: dict) -> list[PreparedEntry]:
     """Of the usable files, then of the others."""
     usable = [PreparedEntry(str(latent_path(Path(), e["path"])), e["frames"], "", e["sha256"], e["bytes"],
-                            tuple(e.get("captions", ())), e.get("clips", e["frames"]))
+                            tuple(e.get("captions", ())), e.get("clips", e["frames"]),
+                            tuple(span and tuple(span) for span in e.get("spans", ())))
               for e in split["files"]]  # fmt: skip
     return usable + [PreparedEntry(e["path"], 0, e["reason"]) for e in split["skipped"]]
 

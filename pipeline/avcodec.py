@@ -14,8 +14,9 @@ from data.frames import to_uint8
 from models.codec import FrameCodec, check_size, load_codec
 from pipeline.spec import AVSpec
 from vocoder import CONTEXT, GriffinLim, from_model, load_vocoder, log_mel, to_model
-from vocoder.autoencoder import SOUND_CODECS, SoundCodec
+from vocoder.autoencoder import SOUND_CODECS
 from vocoder.mel import CEILING, FLOOR
+from vocoder.sound_codec import SoundCodec
 
 LARGEST_CODEC_SIZE = 2**14  # layers, channels or pixels
 DB = 20 / math.log(10)  # of a natural logarithm of a magnitude

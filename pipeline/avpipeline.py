@@ -77,6 +77,7 @@ class AVPipeline:
         text_source: str | None = None,
         adapter: str | Path | None = None,
         channels: str | None = None,
+        sound_source: str | None = None,
         **speed,
     ) -> "AVPipeline | ClipPipeline":
         """A checkpoint that train.py exported, or a released one, from a folder or the hub.
@@ -90,6 +91,7 @@ class AVPipeline:
             text_source: where the text encoder's weights are, if not where the checkpoint says.
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
             channels: "mean" or "first", how sound that is given becomes mono, if not as in training.
+            sound_source: where the weights of the codec of sound are, if not where the checkpoint says.
             speed: skip, tables, as of the class; whole clips have nothing to skip.
         Raises:
             FileNotFoundError, ValueError: something is missing or contradicts the checkpoint, in one sentence.
@@ -102,7 +104,8 @@ class AVPipeline:
         spec = AVSpec.load(folder) if stored else released_spec(model, str(source), audio_scale)
         if audio_scale is not None and audio_scale != spec.audio_scale:
             raise ValueError(f"audio scale {audio_scale} contradicts the checkpoint's {spec.audio_scale}; leave it out")
-        overrides = {"codec_source": codec_source, "vocoder": vocoder, "text_source": text_source, "channels": channels}
+        overrides = {"codec_source": codec_source, "vocoder": vocoder, "text_source": text_source, "channels": channels,
+                     "sound_source": sound_source}  # fmt: skip
         spec = replace(spec, **{key: value for key, value in overrides.items() if value})
         return pipeline_of(model, AVCodec.load(folder, spec), device, dtype, **speed)
 

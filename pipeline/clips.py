@@ -11,6 +11,7 @@ from diffusion.clip import Given, sample_clip
 from diffusion.guidance import clip_guided
 from diffusion.noise import Modality, frame_noise
 from models.checkpoint import Pretrained
+from models.codec import check_size
 from models.text import NULL_TEXT, Text, TextEncoder, load_text_encoder, padded
 from pipeline.avcodec import ClipCodec
 from pipeline.prompts import Prompts
@@ -91,10 +92,10 @@ class ClipPipeline:
             size: height and width of the picture, px; those of training if not given.
             progress: wraps the range of steps, as tqdm does.
         Raises:
-            ValueError: a length or size that the codec does not take, or a text that the model cannot read.
+            ValueError: a length or size that codec or model does not take, or a text that the model cannot read.
         """
         size = size or (self.spec.image_size, self.spec.image_size)
-        shapes = self.codec.shapes(frames or self.spec.clip_frames, *size)
+        shapes = clip_shapes(self.model, self.codec, frames or self.spec.clip_frames, *size)
         if picture is not None and picture.shape[1:] != shapes[0]:
             raise ValueError(f"the given picture {tuple(picture.shape[1:])} is not {shapes[0]}, which frames and size "
                              "ask for; give them as it is")  # fmt: skip
@@ -142,6 +143,23 @@ class ClipPipeline:
                          "(r-flav)")  # fmt: skip
 
     new_stream = extending = windows = stream
+
+
+def clip_shapes(model: Pretrained, codec: ClipCodec, frames: int, height: int, width: int) -> tuple[tuple, tuple]:
+    """(T',C,h,w) and (N,M) of a clip that codec and model take.
+
+    Args:
+        frames: of the clip. height, width: of its picture, px.
+    Raises:
+        ValueError: the codec, or the model's patches, do not divide it.
+    """
+    video, audio = codec.shapes(frames, height, width)
+    p, q = model.patch_size, model.audio_patch
+    check_size(height, width, codec.frames.factor * p, f"{codec.spec.codec} with patches of {p} in the model")
+    if audio[0] % q:
+        raise ValueError(f"a clip of {frames} frames has {audio[0]} sound tokens, not a multiple of the {q} that the "
+                         "model takes together; choose another length")  # fmt: skip
+    return video, audio
 
 
 class TokenPrompts(Prompts):

@@ -1,12 +1,16 @@
 """Prompts of a pipeline: texts by number, encoded once, so that a frame's text is a label like a class."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 import torch
 from torch import Tensor
 
 from models.text import NULL_TEXT, TextEncoder, padded
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +63,9 @@ class Prompts:
         text = " ".join(text.split())
         if text in self.said.texts:
             return self.said.texts.index(text)
-        tokens = self.encoder.encode([text])
+        tokens, (length,) = self.encoder.encode([text]), self.encoder.lengths([text])
+        if length > len(tokens[0]):
+            log.warning("a prompt of %s tokens is cut to %s: %s", length, len(tokens[0]), shorten(text, 60))
         if not len(tokens[0]):
             return NULL_TEXT
         rounded = tokens[0].half().float()  # as in training

@@ -35,7 +35,8 @@ import sample
 import sample_long
 from data.av import MediaError, iter_frames, mux, probe, probe_audio, read_audio, write_clip
 from data.clips import ClipDataset, examine
-from data.prepared import INDEX, VERSION, LatentWriter, PreparedDataset
+from data.index import INDEX, VERSION
+from data.prepared import LatentWriter, PreparedDataset
 from evaluation.study import tally, write_study
 from metrics import weights
 from models import FLAV

@@ -18,7 +18,8 @@ import prepare
 import training.encode
 from data.av import MediaError, write_clip
 from data.clips import ClipDataset, clip_sound
-from data.prepared import PreparedDataset, is_prepared
+from data.index import is_prepared
+from data.prepared import PreparedDataset
 from data.synthetic import write_dataset
 from models.codec import PatchPCA
 from pipeline import AVCodec, AVSpec

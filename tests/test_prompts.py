@@ -65,6 +65,11 @@ def test_prompt_without_a_word_is_the_null_text(pipe):
     assert pipe.label(" ... ") == -1 and pipe.label(f"  {RED} ") == pipe.label(RED)
 
 
+def test_prompt_that_is_cut_is_told(caplog):
+    prompted().label("red " * 10_000)
+    assert "a prompt of 10000 tokens is cut to 300: red red" in caplog.text
+
+
 def test_negative_prompt_takes_the_place_of_the_null_text_row_by_row(pipe):
     plain, led = (pipe.sample([0, 1], 5, RED, negative=negative).v for negative in ("", ["", GREEN]))
     torch.testing.assert_close(plain[0], led[0], rtol=0, atol=1e-9)

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import prepare
 import train
+from data.clips import ClipDataset
 from data.prepared import PreparedDataset
 from data.synthetic import BALLS, captions_of, write_dataset
 from models.text import Words
@@ -125,6 +126,27 @@ def test_prepared_folder_keeps_each_caption_once_and_which_file_has_which(prepar
             assert found == captions_of(balls[entry["class"]], split)
     found = PreparedDataset(prepared, "train", 4).captions()
     assert sorted(map(len, found.of_file.values())) == [4, 4, 4]
+
+
+def test_captions_of_pieces_come_back_from_a_prepared_folder(tmp_path):
+    write_dataset(tmp_path / "balls", train=2, test=0, frames=12, captions=True)
+    rows = [{"file_name": "green/ball_00001.mp4", "caption": "it falls", "start": 0, "end": 0.5}]
+    with (tmp_path / "balls/train/metadata.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+        prepare.main(prepare_argv(tmp_path / "balls", tmp_path / "out"))
+    there = ClipDataset(tmp_path / "balls", "train", 4, 16).captions()
+    kept = PreparedDataset(tmp_path / "out", "train", 4).captions()
+    assert list(kept.spans.values()) == list(there.spans.values()) == [(None,) * 4 + ((0, 0.5),)]
+    for file, places in there.of_file.items():
+        latents = kept.of_file[f"{file}.safetensors"]
+        assert [kept.texts[i] for i in latents] == [there.texts[i] for i in places]
+    index = json.loads((tmp_path / "out/prepared.json").read_text())
+    index["splits"]["train"]["files"][1]["spans"][4] = [0.5, 0.0]
+    (tmp_path / "out/prepared.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="a value cannot be right"):
+        PreparedDataset(tmp_path / "out", "train", 4)
 
 
 def test_second_run_encodes_no_text_and_another_encoder_is_refused(balls, prepared, monkeypatch, capsys):

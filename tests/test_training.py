@@ -16,12 +16,13 @@ from diffusion.noise import Purpose, generator
 from diffusion.times import draw_times
 from models.syncflow import SyncFlow_presets
 from models.syncflow_costs import SyncFlowCosts
-from training.draws import Draws
+from training.draws import ClipDraws, Draws
 from training.ema import EMA
 from training.learner import learning_rate, skip_if_not_finite
 from training.meter import BINS, Meter
 from training.report import planned_memory
 from training.sharding import State
+from training.texts import Texts
 
 T, SHAPES = 4, ((4, 3, 2, 2), (4, 5, 6))
 
@@ -79,6 +80,21 @@ def test_clips_of_a_batch_have_times_and_noise_of_their_own():
     inputs = draws(range(64), theta=0.0)(0, *clips(64))
     assert len(inputs["times"][0][:, 0].unique()) == 64
     assert len({tuple(x.flatten().tolist()) for x in inputs["noise"][1]}) == 64
+
+
+def test_clip_has_one_uniform_time_for_both_sides_and_a_tenth_of_the_texts_is_dropped_for_both():
+    """Rows S2 and S7: t ~ U(0,1), and one text for picture and sound, the null text in a tenth of 20,000 draws."""
+    B = 20_000
+    texts = Texts(torch.ones(1, 2).half(), torch.tensor([1]))
+    drawn = ClipDraws(0, range(B), ((1, 1, 1, 1), (1, 1)), -1, texts, 0.1)
+    mean = torch.zeros(B, 1, 1, 1, 1)
+    inputs = drawn(3, mean, mean, torch.zeros(B, 1, 1), torch.zeros(B, 1, dtype=torch.long))
+    t, t_a = inputs["times"]
+    assert t.shape == (B,) and torch.equal(t, t_a) and inputs["y"] is None
+    assert (t.double().sort().values - (torch.arange(B) + 0.5) / B).abs().max() < 0.0136  # Kolmogorov, 0.1 %
+    assert (~inputs["text"].there).double().mean().item() == pytest.approx(0.1, abs=0.01)
+    with pytest.raises(ValueError, match="--sampling logit-noise draws no times of whole clips; choose uniform or lo"):
+        ClipDraws(0, range(B), ((1, 1, 1, 1), (1, 1)), -1, texts, 0.1, "logit-noise")
 
 
 def test_share_of_labels_is_dropped():

@@ -24,9 +24,12 @@ from data.synthetic import write_dataset
 from diffusion.noise import Modality, frame_noise
 from models import load_model
 from models.codec import BlockPCA
+from models.syncflow import SyncFlow
+from models.text import Words
 from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
 from tests.processes import run_ranks
+from tests.small_audioldm import write_audioldm
 from training.opening import run_costs
 
 pytestmark = pytest.mark.usefixtures("small_preset")
@@ -135,12 +138,39 @@ def test_folder_of_clips_is_prepared_once(balls, latents, capsys):
         (["--image-size", 36], "36"),
         (["--sample-rate", 16001], "16001 Hz is not a whole number of samples per frame"),
         (["--sound", "oobleck"], "codec oobleck needs weights; give --sound-source"),
-        (["--sound", "opus"], "sound 'opus' is unknown; choose one of mel, oobleck"),
+        (["--sound", "audioldm", "--sound-source", "/nowhere"], "codec audioldm: /nowhere is no directory"),
+        (["--sound", "opus"], "sound 'opus' is unknown; choose one of mel, oobleck, audioldm"),
         (["--clip-frames", 24], "shorter than 24 frames"),
     ],
 )
 def test_clips_that_cannot_be_are_refused(balls, tmp_path, capsys, more, said):
     assert said in complaint(capsys, prepare.main, *prepare_argv(balls, tmp_path, *more))
+
+
+def test_sound_becomes_tokens_of_an_autoencoder_from_its_own_folder_and_may_move(balls, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(BlockPCA, "kept", 4)
+    monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+    write_audioldm(tmp_path / "sound")
+    command = prepare_argv(balls, out := tmp_path / "out", "--sound=audioldm", f"--sound-source={tmp_path / 'sound'}")
+    prepare.main(command)
+    codec, data = AVCodec.load(out / "pipeline"), PreparedDataset(out, clip_frames=CLIP)
+    video = ClipDataset(balls, "train", CLIP, SIZE, context=codec.context)[0]
+    torch.testing.assert_close(data[0]["a"], codec.encode_sound(video["wave"][None])[0], rtol=1e-3, atol=1e-3)
+    assert data[0]["a"].shape == (CLIP * 1600 // 640, 12) and codec.facts["audio_rate"] == 25
+    quality = json.loads((out / "report.json").read_text())["quality"]["train"]
+    assert 10 < quality["psnr_db"] < 60 and 3 < quality["mel_mean_db"] < quality["mel_max_db"]
+    capsys.readouterr()
+    prepare.main(command)
+    assert "all were prepared before" in capsys.readouterr().out
+    train.main(train_argv(out, tmp_path / "run", "--max-steps", 1))
+    (tmp_path / "sound").rename(tmp_path / "moved")
+    films = [f"--model-ckpt={tmp_path / 'run/export'}", "--prompt=x", "--num-timesteps=1", "--num-videos=1",
+             "--device=cpu", f"--results-dir={tmp_path / 'films'}"]  # fmt: skip
+    assert "could not be had from the hub" in complaint(capsys, sample.main, *films)
+    sample.main([*films, f"--sound-source={tmp_path / 'moved'}"])
+    assert read_audio(tmp_path / "films/sample_00000.mp4", 0, CLIP * 1600).std() > 0
+    write_audioldm(tmp_path / "sound", vae={"scaling_factor": 0.5})
+    assert "was prepared with another sound_sha256" in complaint(capsys, prepare.main, *command)
 
 
 def test_other_clips_in_a_prepared_folder_are_refused(balls, latents, capsys):
@@ -259,6 +289,39 @@ def test_clips_without_text_are_refused(latents, tmp_path, capsys):
     assert "SyncFlow-mini follows texts; give --text-encoder" in complaint(capsys, train.main, *command)
 
 
+def test_texts_of_another_width_than_the_checkpoints_are_refused_before_they_are_read(
+    balls, stages, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(Words, "width", 32)
+    monkeypatch.setattr(Words, "encode", lambda *_: pytest.fail("encoded"))
+    facts = ("--codec", "block-pca", "--image-size", SIZE, "--n-mels", 20, "--predict-frames", CLIP)
+    command = train_argv(balls, tmp_path, *facts, "--stage", "audio", "--init-from", stages["video"] / "export")
+    line = complaint(capsys, train.main, *command)
+    assert "reads texts of width 64, text encoder words gives 32; give --text-encoder and --text-source" in line
+
+
+def test_clips_that_the_models_patches_do_not_divide_are_refused(balls, pipe, tmp_path, capsys, monkeypatch):
+    facts = ("--codec", "block-pca", "--image-size", 40, "--n-mels", 20, "--predict-frames", CLIP, "--audio-scale", 2)
+    said = "frames are 40 pixels high, not a multiple of the 16 of codec block-pca with patches of 2 in the model"
+    assert said in complaint(capsys, train.main, *train_argv(balls, tmp_path, *facts))
+    monkeypatch.setattr(pipe.model, "audio_patch", 7)
+    with pytest.raises(ValueError, match="a clip of 8 frames has 80 sound tokens, not a multiple of the 7 that the"):
+        pipe.sample([0])
+
+
+@pytest.mark.parametrize("variant", SyncFlow.variants)
+def test_variant_of_an_ablation_trains_from_the_video_stage_and_samples(latents, stages, tmp_path, variant):
+    """Rows S15, S30 and S31."""
+    how = ("--stage", "audio", "--max-steps", 1, "--init-from", stages["video"] / "export", "--variant", variant)
+    train.main(train_argv(latents, tmp_path, *how))
+    config = json.loads((tmp_path / "export/config.json").read_text())
+    assert config.items() >= SyncFlow.variants[variant].items() and tower(tmp_path, "video.") == tower(
+        stages["video"], "video."
+    )
+    made = AVPipeline.from_pretrained(tmp_path / "export").sample([0], y="a red ball", num_timesteps=1)
+    assert made.a.isfinite().all() and made.wave.shape == (1, CLIP * 1600)
+
+
 # ------------------------------------------------------------------------------------------------------------- sampling
 
 
@@ -283,6 +346,11 @@ def test_clip_depends_on_its_seed_and_number_and_not_on_its_neighbours(pipe):
         alone = pipe.sample([number], y=text, seed=seed, **how)
         assert_close_by_size(alone.v[0], three.v[row])
         assert_close_by_size(alone.a[0], three.a[row])
+
+
+def test_clip_of_an_empty_prompt_is_that_of_the_null_text(pipe):
+    empty, null, red = (pipe.sample([0], num_timesteps=1, y=text) for text in (" ... ", None, "a red ball"))
+    assert empty.v.equal(null.v) and empty.a.equal(null.a) and not red.v.equal(null.v)
 
 
 def test_fifty_steps_with_guidance_are_a_hundred_passes_over_the_clip(pipe, monkeypatch):
@@ -344,6 +412,19 @@ def test_sound_for_a_picture_is_muxed_with_the_very_picture(balls, checkpoint, t
     assert json.loads((tmp_path / "run.json").read_text())["arguments"]["method"] == "line"
 
 
+def test_cascade_gives_a_picture_of_our_own_a_sound_of_our_own(checkpoint, tmp_path):
+    """Row S27's stand-in for cascades of others: text to picture, then that picture to sound."""
+    how = [f"--model-ckpt={checkpoint}", "--num-timesteps=2", "--device=cpu", "--prompt=a red ball"]
+    sample.main([*how, "--num-videos=2", f"--results-dir={tmp_path / 'first'}"])
+    sample_v2a.main([*how, f"--input={tmp_path / 'first'}", f"--results-dir={tmp_path / 'second'}"])
+    made = [json.loads(line) for line in (tmp_path / "second/samples.jsonl").read_text().splitlines()]
+    for record in made:
+        one, two = tmp_path / "second" / record["file"], record["input"]
+        assert read_frames(one, 0, CLIP).equal(read_frames(two, 0, CLIP))
+        assert not read_audio(one, 0, CLIP * 1600).equal(read_audio(two, 0, CLIP * 1600))
+    assert len(made) == 2
+
+
 @pytest.mark.parametrize(
     ("main", "more", "said"),
     [
@@ -354,6 +435,7 @@ def test_sound_for_a_picture_is_muxed_with_the_very_picture(balls, checkpoint, t
         (sample_v2a.main, ["--input", "DATA", "--video-length", 24], "22 frames, shorter than the clip of 24"),
         (sample.main, ["--video-length", 6], "6 frames are not a multiple of 4"),
         (sample.main, ["--image-size", "30"], "30"),
+        (sample.main, ["--image-size", "24x32"], "24 pixels high, not a multiple of the 16 of codec block-pca with"),
         (sample.main, ["--image-size", "0x8"], "0x8 is no size in pixels; give 128, or 48x96"),
         (sample.main, ["--classes", "red"], "--classes red was given, but this model has no classes"),
     ],

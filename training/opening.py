@@ -1,6 +1,7 @@
 """What a run of train.py begins with: its data, codecs, texts and model, or why it cannot."""
 
 import inspect
+import json
 import logging
 from argparse import Namespace
 from collections.abc import Callable
@@ -11,17 +12,19 @@ from torch import nn
 
 from data.captions import Captions
 from data.clips import ClipDataset
-from data.prepared import PreparedDataset, is_prepared
+from data.index import is_prepared
+from data.prepared import PreparedDataset
 from models import model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
 from models.costs import COSTS
 from models.fusion import FUSIONS
 from models.system_costs import Costs
-from models.text import TEXT_ENCODERS
+from models.text import TEXT_ENCODERS, load_text_encoder
 from pipeline.avcodec import AVCodec
 from pipeline.avpipeline import AVPipeline
-from pipeline.spec import AVSpec
+from pipeline.clips import clip_shapes
+from pipeline.spec import AVSpec, fetch_checkpoint
 from pipeline.whole import replaced_folder
 from training.encode import make_codec
 from training.finetune import freeze, initialise
@@ -129,7 +132,8 @@ def open_texts(args: Namespace, dataset: ClipDataset, progress: Callable) -> tup
     """Captions of the training clips and their tokens, whose width goes into `args`; None, None without text.
 
     Raises:
-        ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, or the encoder is missing.
+        ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, the encoder is missing, or
+            the checkpoint that the run begins with reads those of another width.
     """
     if not args.text_encoder:
         return None, None
@@ -137,11 +141,22 @@ def open_texts(args: Namespace, dataset: ClipDataset, progress: Callable) -> tup
     texts = prepared_texts(dataset, *encoder) if isinstance(dataset, PreparedDataset) else None
     captions = dataset.captions()
     log.info("%s", captions.summary())
+    reader = load_text_encoder(*encoder) if texts is None else texts
+    check_text_width(args, reader.width)
     if texts is None:
-        texts, cut = encoded_texts(captions.texts, *encoder, progress("reading", "batch"))
+        texts, cut = encoded_texts(captions.texts, reader, progress("reading", "batch"))
         log.info("%s", cut) if cut else None
     args.text_width = texts.width
     return captions, texts
+
+
+def check_text_width(args: Namespace, width: int) -> None:
+    """Raise a ValueError if the checkpoint that the run begins with reads tokens of another width than these."""
+    config = fetch_checkpoint(args.init_from) / "config.json" if args.init_from else None
+    theirs = json.loads(config.read_text()).get("text_width", 0) if config else 0
+    if theirs not in (0, width):
+        raise ValueError(f"{args.init_from} reads texts of width {theirs}, text encoder {args.text_encoder} gives "
+                         f"{width}; give --text-encoder and --text-source that it was trained with")  # fmt: skip
 
 
 def first_codec(args: Namespace, dataset: ClipDataset, wanted: AVSpec, progress: Callable) -> AVCodec:
@@ -173,6 +188,12 @@ def run_costs(args: Namespace, codec: AVCodec, texts: Texts | None) -> Costs:
     longest = texts.longest if texts else 0
     costs = COSTS[model_of_preset(args.model).system]
     return costs.of_training(model_config(args, codec), codec.unit_shapes, longest, args.stage)
+
+
+def check_clips(model: Pretrained, codec: AVCodec) -> None:
+    """Raise a ValueError if the clips of a run are not what its model takes: its patches do not divide them."""
+    if not model.rolls:
+        clip_shapes(model, codec, codec.spec.clip_frames, codec.spec.image_size, codec.spec.image_size)
 
 
 def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> None:

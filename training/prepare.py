@@ -17,7 +17,8 @@ from data.av import MediaError
 from data.clips import ClipDataset, Entry
 from data.folders import SPLITS, class_of, printable
 from data.frames import to_uint8
-from data.prepared import TENSORS, VERSION, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
+from data.index import VERSION
+from data.prepared import TENSORS, LatentFile, LatentWriter, Moments, is_whole, latent_path, read_metadata
 from models.codec import FrameCodec
 from pipeline.avcodec import AVCodec
 from pipeline.spec import AVSpec

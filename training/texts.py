@@ -71,15 +71,8 @@ class Texts:
             raise ValueError(f"{path} is missing or damaged ({error}); run prepare.py again") from None
 
 
-def encoded_texts(
-    captions: Sequence[str], encoder: str, source: str | None, progress: Callable = iter
-) -> tuple[Texts, str]:
-    """Captions encoded in memory, and what to say of those that were cut.
-
-    Raises:
-        FileNotFoundError: the encoder's weights cannot be had.
-    """
-    reader = load_text_encoder(encoder, source)
+def encoded_texts(captions: Sequence[str], reader: TextEncoder, progress: Callable = iter) -> tuple[Texts, str]:
+    """Captions encoded in memory, and what to say of those that were cut."""
     return Texts.encoded(captions, reader, progress), cut_summary(captions, reader)
 
 
@@ -98,7 +91,7 @@ def prepare_texts(
     except ValueError:
         there = {}
     if there != facts:
-        texts, cut = encoded_texts(captions, encoder, source, progress)
+        texts, cut = encoded_texts(captions, load_text_encoder(encoder, source), progress)
         texts.save(path, **facts)
     return {"encoder": encoder, "source": source, "width": texts.width, "captions": list(captions)}, cut
 

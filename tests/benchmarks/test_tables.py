@@ -55,6 +55,22 @@ def test_table_of_steps_samples_one_checkpoint_with_2_10_and_20(tables, ran, tmp
     assert [option(command, "--fake") for command in ran if command[0] == "evaluate.py"] == films
 
 
+def test_syncflows_table_has_a_row_of_text_and_one_of_pictures_beside_the_papers_figures(tables, ran, tmp_path, capsys):
+    """Row S28."""
+    where = ["--checkpoints", "VGG=C", "--real", "D", "--num", "8", "--out", str(tmp_path)]
+    tables.main(["syncflow", *where, "--prompts", "P.txt", "--evaluate=--metrics fvd fad kl clap"])
+    assert [command[0] for command in ran] == ["sample.py", "evaluate.py", "sample_v2a.py", "evaluate.py"]
+    assert option(ran[0], "--prompts") == "P.txt" and "--prompts" not in ran[2] and option(ran[2], "--data-path") == "D"
+    assert ran[1][-5:] == ["--metrics", "fvd", "fad", "kl", "clap"]
+    text = (tmp_path / "syncflow.md").read_text()
+    assert "| VGG, text to both | 7.5 | 8 | measured" in text and "| VGG, V2A |" in text
+    assert "| SyncFlow-VGG KL | 2.53 |  | quoted: SyncFlow, arXiv 2412.15220" in text
+    for table, more in (("syncflow", []), ("steps", ["--prompts", "P.txt"])):
+        with pytest.raises(SystemExit):
+            tables.main([table, *where, *more])
+        assert "--prompts belongs to the table syncflow, and to no other" in capsys.readouterr().err
+
+
 def test_conditional_table_gives_the_test_videos_to_both_scripts(tables, ran, tmp_path):
     tables.main(["conditional", "--checkpoints", "ours=C", "--real", "D", "--num", "8", "--out", str(tmp_path)])
     assert [command[0] for command in ran] == ["sample_a2v.py", "evaluate.py", "sample_v2a.py", "evaluate.py"]

@@ -22,6 +22,8 @@ from data.av import (
     to_int16,
     write_clip,
 )
+from data.captions import Captioned
+from data.clips import ClipDataset
 from tests.closeness import assert_close_by_size
 
 
@@ -403,3 +405,25 @@ def test_past_the_end_is_an_error_and_not_the_last_frame_again(tmp_path):
             read_frames(path, start, count)
     with pytest.raises(ValueError, match="start is -1"):
         read_frames(path, -1, 2)
+
+
+# --------------------------------------------------------------------------------------------- clips of 2 s, SyncFlow's
+
+
+def test_clips_of_a_30_fps_stereo_file_have_32_frames_and_96000_samples_at_their_times_and_one_caption(tmp_path):
+    """Row S23: 16 fps and 48 kHz mono, from any frame of the grid; picture and sound within 1/32 s of their times."""
+    sound, begins = tone(4 * 44100, 44100, channels=2), 1.5  # s
+    sound[:, : round(begins * 44100)] = 0
+    (tmp_path / "train").mkdir()
+    record(tmp_path / "train/a.mov", even(4), sound, 44100, codec="pcm_s16le", channels=2)
+    (tmp_path / "train/a.txt").write_text("three tones")
+    data = ClipDataset(tmp_path, "train", 32, 64, fps=16, sample_rate=48000)
+    assert len(data) == 4 * 16 - 32 + 1
+    captioned = Captioned(data, data.captions(), data.folder, 32, 16)
+    for start in (0, 13, 21):
+        item, times = captioned[start], (start + torch.arange(32)) / 16
+        assert item["frames"].shape == (32, 3, 64, 64) and item["wave"].shape == (96_000,) and item["y"].tolist() == [0]
+        picture = numbers(((item["frames"] + 1) * 127.5)[:, :1, 8:56].movedim(1, -1))  # of 48 rows, padded to 64
+        assert (torch.tensor(picture) / 30 - times).abs().max() <= 1 / 32
+        first = (item["wave"].abs() > 0.1).nonzero()[0].item()
+        assert abs(start / 16 + first / 48000 - begins) <= 1 / 32

@@ -76,11 +76,53 @@ class Three(Dataset):
         return 3
 
     def __getitem__(self, i):
-        return {"y": 7, "path": f"/data/train/{FILES[i]}", "x": i}
+        return {"y": 7, "path": f"/data/train/{FILES[i]}", "x": i, "start": 0}
 
 
 def test_items_bear_the_places_of_their_captions_filled_to_equal_length(tmp_path):
     captions = Captions(("a", "b", "c"), {"blue/a.mp4": (2,), "blue/b.mp4": (), "c.webm": (0, 1)})
-    clips = Captioned(Three(), captions, tmp_path.__class__("/data/train"))
+    clips = Captioned(Three(), captions, tmp_path.__class__("/data/train"), 4, 10)
     assert [clips[i]["y"].tolist() for i in range(3)] == [[2, -1], [-1, -1], [0, 1]]
     assert len(clips) == 3 and clips[1]["x"] == 1 and clips[0]["y"].dtype == torch.int64
+
+
+# --------------------------------------------------------------------------------------------------- captions of pieces
+
+
+def test_rows_with_start_and_end_are_of_a_piece_of_the_file(tmp_path):
+    """Row S34: captions per piece, in either layout."""
+    rows = [{"file_name": "c.webm", "caption": "all"}, {"file_name": "c.webm", "caption": "x", "start": 1, "end": 2.5},
+            {"file_name": "blue/a.mp4", "caption": "y"}]  # fmt: skip
+    (tmp_path / "metadata.csv").write_text("file_name,caption,start,end\nc.webm,x,4,5\nblue/b.mp4,z,,\n")
+    found = read_captions(jsonl(tmp_path, *rows), FILES)
+    assert said(found) == {"c.webm": ["all", "x", "x"], "blue/a.mp4": ["y"], "blue/b.mp4": ["z"]}
+    assert found.spans == {"c.webm": (None, (1, 2.5), (4, 5))}
+
+
+class Clips(Dataset):
+    """Clips of 4 frames at 10 a second, from every frame of one file."""
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        return {"path": "/train/a.mp4", "start": i}
+
+
+def test_clip_has_the_captions_of_the_pieces_that_its_middle_lies_in_or_else_those_of_the_file(tmp_path):
+    captions = Captions(("all", "x", "y"), {"a.mp4": (0, 1, 2)}, (), {"a.mp4": (None, (1.0, 2.0), (1.5, 2.5))})
+    clips = Captioned(Clips(), captions, tmp_path.__class__("/train"), 4, 10)
+    of = [[place for place in clips[i]["y"].tolist() if place >= 0] for i in range(30)]
+    assert of[7] == [0] and of[8] == [1] and of[13] == [1, 2] and of[18] == [2] and of[22] == [2] and of[23] == [0]
+    assert all(len(clips[i]["y"]) == 3 for i in range(30))
+
+
+@pytest.mark.parametrize(
+    "piece", [{"start": 2, "end": 1}, {"start": 1}, {"start": "a", "end": 2}, {"start": -1, "end": 2},
+              {"start": [0], "end": 1}, {"start": 0, "end": 1e999}]
+)  # fmt: skip
+def test_piece_that_cannot_be_is_named_by_its_line(tmp_path, piece):
+    with pytest.raises(
+        ValueError, match=r"metadata.jsonl, line 1 has start .* which are no piece of a film; give both"
+    ):
+        read_captions(jsonl(tmp_path, {"file_name": "c.webm", "caption": "x", **piece}), FILES)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from data import prepared
-from data.prepared import INDEX, LatentFile, LatentWriter, Moments, PreparedDataset, is_prepared, is_whole, latent_path
+from data.index import INDEX, is_prepared
+from data.prepared import LatentFile, LatentWriter, Moments, PreparedDataset, is_whole, latent_path
 
 LATENT, MEL = (2, 3, 3), (10, 4)
 

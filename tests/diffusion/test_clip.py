@@ -7,6 +7,7 @@ import torch
 
 from diffusion.clip import Given, sample_clip
 from diffusion.flow import flow_loss, interpolate, uniform_weight
+from diffusion.guidance import clip_guided
 from diffusion.pairing import paired, transport_costs
 from diffusion.times import logit_normal_times
 
@@ -82,6 +83,24 @@ def test_clip_that_cannot_be_made_is_refused():
     for t in (0.0, 1.2, -1.0):
         with pytest.raises(ValueError, match=r"conditioning time .* is not in \(0, 1\]"):
             Given(v, v, t)
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 6.0])
+def test_guidance_is_linear_from_the_null_side_at_0_to_the_given_one_at_1_with_one_weight_for_both(w):
+    (v, a), t = gaussians(), torch.zeros(3, dtype=torch.float64)
+    given, null = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([-4.0, 5.0, 0.5]).double()
+    rows = []
+
+    def model(v, a, t, t_a, text):
+        rows.append(len(text))
+        return text.view(-1, 1, 1, 1, 1) * v, text.view(-1, 1, 1) * a + t_a.view(-1, 1, 1)
+
+    guided = clip_guided(model, w, {"text": given}, {"text": torch.cat([given, null])})
+    dv, da = guided(v, a, t, t_a=t)
+    mixed = null + w * (given - null)
+    torch.testing.assert_close(dv, mixed.view(-1, 1, 1, 1, 1) * v, rtol=0, atol=1e-12)
+    torch.testing.assert_close(da, mixed.view(-1, 1, 1) * a, rtol=0, atol=1e-12)
+    assert rows == [3 if w == 1 else 6]
 
 
 # ------------------------------------------------------------------------------------------------------------- training

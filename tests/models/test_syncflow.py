@@ -123,6 +123,14 @@ def test_tokens_count_and_padding_does_not(model):
     assert (model(v, a, t, text=fewer)[0] - model(v, a, t, text=text)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("part", ["spatial", "temporal"])
+def test_both_parts_of_a_layer_hear_the_text(part):
+    model, (v, a, t) = syncflow(depth=1), clip()
+    for name in {"spatial", "temporal"} - {part}:
+        torch.nn.init.zeros_(getattr(model.video["layers"][0], name).text_attn.proj.weight)
+    assert (model(v, a, t, text=words(3, 2))[0] - model(v, a, t)[0]).abs().max() > 1e-3
+
+
 def test_row_without_tokens_is_the_learned_null_text(model):
     v, a, t = clip()
     text = words(3, 0)
@@ -189,13 +197,24 @@ def test_stage_changes_its_parts_and_no_others(stage):
     model.set_stage(stage)
     before = {name: digest(part) for name, part in model.named_children()}
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(3):
+    for _ in range(10):
         dv, da = model(v, a, t, text=words(3, 0))
         (dv.square().mean() * dv.requires_grad + da.square().mean()).backward()
         optimiser.step()
         optimiser.zero_grad()
     changed = {name for name, part in model.named_children() if digest(part) != before[name]}
     assert changed == set(STAGES[stage])
+
+
+def test_joint_stage_moves_every_parameter():
+    """Row S19: by its gradient alone, without weight decay."""
+    model, (v, a, t) = syncflow(), clip()
+    model.set_stage("joint")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    dv, da = model(v, a, t, text=words(3, 0))
+    (dv.square().mean() + da.square().mean()).backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert not [name for name, p in model.named_parameters() if torch.equal(p, before[name])]
 
 
 def test_stage_of_sound_keeps_no_graph_through_the_picture_and_gives_the_gradients_of_a_whole_one():
@@ -273,6 +292,20 @@ def test_two_layers_of_the_papers_model_take_a_step_on_a_cpu():
     learnt = [name for (name, p), old in zip(model.named_parameters(), before) if p.sum().item() != old]
     assert dv.isfinite().all() and da.isfinite().all() and all(p.isfinite().all() for p in model.parameters())
     assert len(learnt) > 0.9 * len(before) and {name.split(".")[0] for name in learnt} == {"video", "sound"}
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])  # of 128, 256 and 512 px
+def test_papers_models_are_one_set_of_weights_for_all_sizes_and_stages(side):
+    """Rows S22 and S33: its named models differ in stage, size and data, so every one loads the others' weights."""
+    with torch.device("meta"):
+        model = SyncFlow(**SyncFlow_presets["SyncFlow-XL/2"] | {"depth": 2})
+        shapes = {name: p.shape for name, p in model.state_dict().items()}
+        v, a = torch.zeros(1, 8, 4, side, side), torch.zeros(1, 100, 128)
+        for stage in STAGES:
+            model.set_stage(stage)
+            dv, da = model(v, a, torch.zeros(1))
+            assert (dv.shape, da.shape) == (v.shape, a.shape)
+            assert {name: p.shape for name, p in model.state_dict().items()} == shapes
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ def test_eight_frames_and_one_make_three_latents_of_eight_pixels(pretrained):
     mean, std = codec.encode(clips())
     assert mean.shape == std.shape == (2, 3, 4, 2, 2) and codec.decode(mean).shape == (2, FRAMES, 3, SIZE, SIZE)
     assert [codec.latent_frames(T) for T in (1, 9, 33, 49)] == [1, 3, 9, 13]
+    assert not any(p.requires_grad for p in codec.parameters())  # it learns in no stage
 
 
 @torch.no_grad()
@@ -99,6 +100,12 @@ def test_blocks_of_few_dimensions_come_back_exactly():
     codec = BlockPCA.fit(x, patch=4, channels=5)
     assert codec.encode(x)[0].shape == (10, 2, 5, 4, 4)
     assert_close_by_size(codec.decode(codec.encode(x)[0]), x)
+
+
+def test_two_seconds_of_256_px_are_eight_latents_of_32():
+    """Row S8: 32 frames x 256 x 256 to 8 x 32 x 32, as SyncFlow's autoencoder; also where it learns nothing."""
+    codec = BlockPCA.fit(clips(4, 8), patch=8)
+    assert codec.encode(clips(1, 32, 256))[0].shape == (1, 8, 16, 32, 32) and not list(codec.parameters())
 
 
 def test_block_latents_are_uncorrelated_with_the_asked_std_and_the_fit_takes_bytes(blocks):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributions import Normal, kl_divergence
 
 from tests.closeness import assert_close_by_size
 from vocoder.autoencoder import SOUND_CODECS, Oobleck
@@ -53,6 +54,18 @@ def test_tokens_and_waves_are_those_of_the_network(oobleck):
     theirs, ours = model.decode(raw.mean).sample.mean(1), codec.decode(mean)
     inside = slice(0, theirs.shape[1] - 8 * 960 * codec._more)  # near the end it sees that there is one token more
     assert_close_by_size(ours[:, inside], theirs[:, inside].clamp(-1, 1))
+
+
+@torch.no_grad()
+def test_tokens_are_of_a_gaussian_whose_divergence_from_the_unit_one_is_the_networks_own(oobleck):
+    """Row S9: KL >= 0, and 0 for N(0,1); the network's is a sum over channels, a mean over tokens and clips."""
+    model, codec = oobleck
+    mean, std = codec.encode(waves(), 48000)
+    divergence = kl_divergence(Normal(mean, std), Normal(0.0, 1.0))
+    theirs = model.encode(waves()[:, None].expand(-1, 2, -1)).latent_dist.kl()
+    assert (divergence >= 0).all() and 2 * divergence.sum(2).mean().item() == pytest.approx(theirs.item(), rel=1e-4)
+    assert not kl_divergence(Normal(0 * mean, 0 * std + 1), Normal(0.0, 1.0)).any()
+    assert not any(p.requires_grad for p in codec.parameters())
 
 
 def test_waves_that_do_not_fit_are_refused(oobleck, tmp_path):
