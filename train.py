@@ -66,6 +66,9 @@ def parse(argv=None) -> argparse.Namespace:
     optim.add_argument("--sampling", choices=["logit", "logit-noise", "uniform"],
                        help="weight of the loss over time, of which logit-noise counts pure noise a little; of whole "
                        "clips, how times are drawn; logit and uniform if not given")  # fmt: skip
+    optim.add_argument("--logit-mean", type=float, help="whole clips, --sampling logit: mean of the logit of times, "
+                       "under 0 nearer to noise; 0 if not given")  # fmt: skip
+    optim.add_argument("--logit-std", type=float, help="its standard deviation; 1 if not given")
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
     optim.add_argument("--independent-times", type=float, default=0.0, help="share of clips in which picture "
                        "and sound have different times or one is clean: for A2V and V2A, try 0.25")  # fmt: skip
@@ -111,6 +114,10 @@ def parse(argv=None) -> argparse.Namespace:
         p.error(f"--independent-times {args.independent_times} is no share of the clips; choose 0 to 1")
     if args.independent_times and args.sampling == "uniform":
         p.error("--independent-times shows clean frames, whose noise cannot be told; leave out --sampling uniform")
+    if args.logit_std is not None and not 0 < args.logit_std < math.inf:
+        p.error(f"--logit-std {args.logit_std} spreads no times; choose one above 0")
+    if args.logit_mean is not None and not math.isfinite(args.logit_mean):
+        p.error(f"--logit-mean {args.logit_mean} is no place of times; choose a finite one, such as -0.8")
     if args.pairing and args.batch_size % args.pairing:
         p.error(f"--pairing {args.pairing} does not divide --batch-size {args.batch_size}; choose a divisor, or 0")
     if args.text_encoder and args.num_classes:
@@ -261,7 +268,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     null = model.null_label if model.conditional else None
     if not model.rolls:
         pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
-        how = (args.class_dropout_prob, args.sampling, pairing)
+        how = (args.class_dropout_prob, args.sampling, args.spread, pairing)
         return loader, ClipDraws(args.seed, order.rows(), codec.unit_shapes, null, texts, *how)
     shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)

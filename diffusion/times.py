@@ -47,15 +47,15 @@ def draw_times(w: Tensor, pre_rolling: Tensor, T: int, margin: float = 0.0) -> T
     return t.clamp(margin, 1 - margin)
 
 
-def logit_normal_times(u: Tensor, location: float = 0.0, scale: float = 1.0) -> Tensor:
-    """Flow times of clips whose logit is Gaussian: t = sigmoid(location + scale Phi^-1(u)), as AV-Link draws them.
+def logit_normal_times(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    """Flow times of clips whose logit is Gaussian: t = sigmoid(mean + std Phi^-1(u)), as AV-Link draws them.
 
     Args:
         u: (B,) uniform in [0, 1).
     Returns:
         (B,) in (0, 1), as dense as `u`.
     """
-    return torch.sigmoid(location + scale * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)))
+    return torch.sigmoid(mean + std * torch.special.ndtri(u.clamp(1e-12, 1 - 1e-12)))
 
 
 @lru_cache(maxsize=32)

@@ -97,6 +97,16 @@ def test_clip_has_one_uniform_time_for_both_sides_and_a_tenth_of_the_texts_is_dr
         ClipDraws(0, range(B), ((1, 1, 1, 1), (1, 1)), -1, texts, 0.1, "logit-noise")
 
 
+def test_logits_of_drawn_times_have_the_mean_and_deviation_asked_for():
+    B = 20_000
+    texts = Texts(torch.ones(1, 2).half(), torch.tensor([1]))
+    spread = {"mean": -0.8, "std": 0.5}
+    drawn = ClipDraws(0, range(B), ((1, 1, 1, 1), (1, 1)), -1, texts, 0.1, "logit", spread)
+    mean = torch.zeros(B, 1, 1, 1, 1)
+    logits = drawn(3, mean, mean, torch.zeros(B, 1, 1), torch.zeros(B, 1, dtype=torch.long))["times"][0].logit()
+    assert (logits.mean().item(), logits.std().item()) == pytest.approx((-0.8, 0.5), abs=0.02)
+
+
 def test_share_of_labels_is_dropped():
     y = torch.arange(4000) % 3
     mean = torch.zeros(4000, 1, 1, 1, 1)

@@ -1,6 +1,7 @@
 """The random part of a training step, as functions of (seed, step, place in the global batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -78,7 +79,7 @@ class ClipDraws(Draws):
 
     Args:
         rows, shapes, null_label, texts, drop: as of `Draws`; shapes (T',C,h,w) and (N,M).
-        sampling: how times are drawn, a key of TIMES.
+        sampling: how times are drawn, a key of TIMES. spread: more of it, such as the mean of logit-normal times.
         pairing: noise is led to clips by optimal transport within so many of them; 0 for none. Costs are compared on
             the CPU, so each step waits for the device.
     Raises:
@@ -94,12 +95,13 @@ class ClipDraws(Draws):
         texts: Callable[[Tensor], Text] | None,
         drop: float,
         sampling: str = "uniform",
+        spread: Mapping[str, float] | None = None,
         pairing: int = 0,
     ):
         if sampling not in TIMES:
             raise ValueError(f"--sampling {sampling} draws no times of whole clips; choose {' or '.join(TIMES)}")
         super().__init__(seed, rows, shapes, 0.0, drop, null_label, texts=texts)
-        self.drawn_as, self.pairing = TIMES[sampling], pairing
+        self.drawn_as, self.pairing = partial(TIMES[sampling], **(spread or {})), pairing
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
         """Times (B,), the same of video and audio."""

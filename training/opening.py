@@ -64,6 +64,11 @@ def check_names(args: Namespace) -> type[Pretrained]:
     if not kind.rolls and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
     args.sampling = args.sampling or kind.sampling
+    args.spread = {name: value for name, value in (("mean", args.logit_mean), ("std", args.logit_std))
+                   if value is not None}  # fmt: skip
+    if args.spread and (kind.rolls or args.sampling != "logit"):
+        raise ValueError(f"--logit-{min(args.spread)} is of times of whole clips under --sampling logit, not of "
+                         f"{args.model} under {args.sampling}; leave it out")  # fmt: skip
     return kind
 
 

@@ -128,12 +128,12 @@ def test_velocity_is_the_slope_of_the_line_and_both_modalities_are_at_the_same_t
     assert torch.equal(*seen[0]) and seen[0][0].shape == (3,)
 
 
-@pytest.mark.parametrize("location, scale", [(0.0, 1.0), (-1.0, 1.0), (0.5, 2.0)])
-def test_logits_of_drawn_times_are_gaussian(location, scale):
+@pytest.mark.parametrize("mean, std", [(0.0, 1.0), (-1.0, 1.0), (0.5, 2.0)])
+def test_logits_of_drawn_times_are_gaussian(mean, std):
     u = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    logits = logit_normal_times(u, location, scale).logit()
-    assert logits.mean().item() == pytest.approx(location, abs=0.03 * scale)
-    assert logits.std().item() == pytest.approx(scale, abs=0.03 * scale)
+    logits = logit_normal_times(u, mean, std).logit()
+    assert logits.mean().item() == pytest.approx(mean, abs=0.03 * std)
+    assert logits.std().item() == pytest.approx(std, abs=0.03 * std)
     assert logit_normal_times(torch.tensor([0.0, 1 - 2**-53]).double()).isfinite().all()
 
 
