@@ -274,14 +274,20 @@ def test_videos_that_nobody_prepared_train_the_same_model(balls, tmp_path):
             "--sampling logit-noise draws no times of whole clips; choose",
         ),
         (["--pairing", 3], "--pairing 3 does not divide --batch-size 4"),
-        (["--logit-mean", -1], "--logit-mean is of times of whole clips under --sampling logit, not of SyncFlow-mini un"),
+        (
+            ["--logit-mean", -1],
+            "--logit-mean is of times of whole clips under --sampling logit, not of SyncFlow-mini un",
+        ),
         (["--sampling", "logit", "--logit-std", 0], "--logit-std 0.0 spreads no times; choose one above 0"),
         (["--sampling", "logit", "--logit-mean", "nan"], "--logit-mean nan is no place of times; choose a finite one"),
         (["--predict-frames", 12], "was prepared in clips of 8 frames, not 12"),
         (["--fps", 5], "--fps 5 contradicts"),
         (["--model", "FLAV-mini"], "was prepared for whole clips of 8 frames, which FLAV-mini does not take"),
         (["--model", "FLAV-mini", "--stage", "video"], "--stage video is none of FLAV-mini; it is trained in one"),
-        (["--model", "FLAV-mini", "--logit-std", 2], "--logit-std is of times of whole clips under --sampling logit, not"),
+        (
+            ["--model", "FLAV-mini", "--logit-std", 2],
+            "--logit-std is of times of whole clips under --sampling logit, not",
+        ),
     ],
 )
 def test_trainings_that_cannot_be_are_refused(latents, tmp_path, capsys, more, said):
