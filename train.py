@@ -72,6 +72,8 @@ def parse(argv=None) -> argparse.Namespace:
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
     optim.add_argument("--independent-times", type=float, default=0.0, help="share of clips in which picture "
                        "and sound have different times or one is clean: for A2V and V2A, try 0.25")  # fmt: skip
+    optim.add_argument("--cuts", type=float, default=0.0, help="share of clips that turn, at a frame, into one of "
+                       "another class or text: for films that are steered, try 0.1")  # fmt: skip
     optim.add_argument("--pairing", type=cli.whole, help="whole clips: noise is paired with so many clips by optimal "
                        "transport; 0 for none; at most 8 that divide --batch-size if not given")  # fmt: skip
     optim.add_argument("--lr", type=float, default=1e-4, help="learning rate")
@@ -114,6 +116,12 @@ def parse(argv=None) -> argparse.Namespace:
         p.error(f"--independent-times {args.independent_times} is no share of the clips; choose 0 to 1")
     if args.independent_times and args.sampling == "uniform":
         p.error("--independent-times shows clean frames, whose noise cannot be told; leave out --sampling uniform")
+    if not 0 <= args.cuts <= 1:
+        p.error(f"--cuts {args.cuts} is no share of the clips; choose 0 to 1")
+    if args.cuts and args.batch_size % 2:
+        p.error(
+            f"--cuts takes the clip beside, and --batch-size {args.batch_size} leaves one alone; choose an even one"
+        )
     if args.logit_std is not None and not 0 < args.logit_std < math.inf:
         p.error(f"--logit-std {args.logit_std} spreads no times; choose one above 0")
     if args.logit_mean is not None and not math.isfinite(args.logit_mean):
@@ -266,13 +274,15 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     workers = 0 if cached else args.num_workers
     loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
     null = model.null_label if model.conditional else None
+    if args.cuts and null is None:
+        raise ValueError("--cuts joins clips of different classes or texts, and this model has none; leave it out")
     if not model.rolls:
         pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
         how = (args.class_dropout_prob, args.sampling, args.spread, pairing)
         return loader, ClipDraws(args.seed, order.rows(), codec.unit_shapes, null, texts, *how)
     shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
-    return loader, Draws(args.seed, order.rows(), shapes, *chances, texts)
+    return loader, Draws(args.seed, order.rows(), shapes, *chances, texts, args.cuts)
 
 
 def make_meter(args, accelerator, costs):

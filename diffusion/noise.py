@@ -61,7 +61,8 @@ class TrainingDraws:
     w, pre_rolling, drop: (B,) float64 uniform in [0, 1): phase, and what is compared with theta and the label dropout.
     posterior, eps_v: (B,*video) and eps_a: (B,*audio) float32 unit Gaussian.
     independent, w_a: (B,) as `w`: what is compared with the share of clips whose modalities have times of their own,
-        and the phase of the sound there. caption: (B,) as `w`, which of its captions a clip takes.
+        and the phase of the sound there. caption: (B,) as `w`, which of its captions a clip takes. cut, cut_at: (B,)
+        as `w`, what is compared with the share of clips that are cut, and where in the clip.
     """
 
     w: Tensor
@@ -73,6 +74,8 @@ class TrainingDraws:
     independent: Tensor
     w_a: Tensor
     caption: Tensor
+    cut: Tensor
+    cut_at: Tensor
 
 
 def training_draws(
@@ -87,5 +90,5 @@ def training_draws(
     for row in rows:
         draw = generator(seed, Purpose.TRAINING, row, step)
         gaussians = (draw.standard_normal(shape, dtype=np.float32) for shape in (video, video, audio))
-        draws.append((*draw.random(3), *gaussians, *draw.random(3)))
+        draws.append((*draw.random(3), *gaussians, *draw.random(5)))
     return TrainingDraws(*(torch.from_numpy(np.stack(column)) for column in zip(*draws)))

@@ -201,7 +201,8 @@ class FLAV(
             t: (B,T) flow time in [0, 1], 0 noise, 1 data; t_a: of the sound where it differs.
             y: (B,) or (B,T) label, a class or a row of `prompts`, `null_label` for none, None unconditional; y_a: of
                 the sound where it differs.
-            text: of each clip, for all its frames; or prompts: (P,D_t) means of tokens, which y and y_a choose from.
+            text: of each clip, for all its frames, or of each frame; or prompts: (P,D_t) means of tokens, which y and
+                y_a choose from.
             conditions: what `conditions` gave for these times and labels, if they were met before.
         Raises:
             ValueError: a shape that does not fit this model, labels without classes, or text without text.
@@ -272,7 +273,8 @@ class FLAV(
         """Mean of the tokens that a frame's text has, (B,1,D_t) or (B,T,D_t); the null text where there is none."""
         null = self.null_text
         if text is not None:
-            return torch.where(text.there.unsqueeze(1), text.pooled().to(null.dtype), null).unsqueeze(1)
+            said = torch.where(text.there.unsqueeze(-1), text.pooled().to(null.dtype), null)
+            return said if said.ndim == 3 else said.unsqueeze(1)
         if y is None or prompts is None:
             return null.repeat(clips, 1, 1)
         return torch.cat([prompts.to(null.dtype), null.unsqueeze(0)])[y if y.ndim == 2 else y.unsqueeze(1)]

@@ -20,20 +20,23 @@ NULL_TEXT = -1  # label of what no prompt says anything of
 
 @dataclass(frozen=True)
 class Text:
-    """Texts of a batch: tokens (B,L,D), and mask (B,L) bool of those that there are. A row of none is the null text."""
+    """Texts of a batch: tokens (B,L,D), and mask (B,L) bool of those that there are. A row of none is the null text.
+
+    Of each frame of a clip: (B,T,L,D) and (B,T,L).
+    """
 
     tokens: Tensor
     mask: Tensor
 
     @property
     def there(self) -> Tensor:
-        """(B,) bool, which rows say anything."""
-        return self.mask.any(1)
+        """(B,) or (B,T) bool, which rows say anything."""
+        return self.mask.any(-1)
 
     def pooled(self) -> Tensor:
-        """Mean over the tokens that there are, (B,D); zero for the null text."""
+        """Mean over the tokens that there are, (B,D) or (B,T,D); zero for the null text."""
         mask = self.mask.unsqueeze(-1).to(self.tokens.dtype)
-        return (self.tokens * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return (self.tokens * mask).sum(-2) / mask.sum(-2).clamp(min=1)
 
     def to(self, *where) -> Text:
         """On a device, or with tokens of a dtype."""

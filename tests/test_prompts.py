@@ -13,6 +13,7 @@ import sample_v2a
 from data.av import write_clip
 from models import FLAV
 from models.codec import Pixels
+from models.text import Text
 from pipeline import AVCodec, AVPipeline, AVSpec, Streams, StreamState
 from tests import given
 from tests.randomised import randomised
@@ -52,6 +53,17 @@ def film(pipe, state=None, end=20, seed=0):
 
 
 # ------------------------------------------------------------------------------------------------------------- pipeline
+
+
+def test_text_of_each_frame_is_what_its_label_chooses_from_the_prompts(pipe):
+    """Training gives texts of frames where clips are cut, sampling gives labels."""
+    model, label = pipe.model, torch.tensor([[0, 0, 1], [1, -1, -1]])
+    v, a = (torch.randn(2, 3, *shape, dtype=torch.float64) for shape in model.frame_shapes)
+    t = torch.rand(2, 3, dtype=torch.float64)
+    means = torch.randn(2, 64, dtype=torch.float64)
+    text = Text(means[label].unsqueeze(2), (label >= 0).unsqueeze(2))
+    for one, two in zip(model(v, a, t, text=text), model(v, a, t, label, prompts=means)):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
 def test_clip_follows_its_own_prompt_whatever_its_neighbours_and_the_order_of_prompts(pipe):

@@ -511,6 +511,11 @@ def test_folder_of_corrupt_files_only(tmp_path, capsys):
     assert "no usable video: 2 unreadable" in line and "0.mp4" in line
 
 
+def test_cuts_between_clips_without_labels_are_refused(balls, tmp_path, capsys):
+    line = complaint(capsys, argv(balls, tmp_path, "--num-classes", 0, "--cuts", 0.1, "--num-workers", 0))
+    assert "--cuts joins clips of different classes or texts, and this model has none; leave it out" in line
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -34,8 +34,8 @@ def clips(B, seed=0):
     return mean, std, torch.rand(B, *SHAPES[1], generator=rng), torch.arange(B) % 3
 
 
-def draws(rows, seed=0, theta=0.2, drop=0.1, null_label=3, independent=0.0):
-    return Draws(seed, rows, SHAPES, theta, drop, null_label, independent)
+def draws(rows, seed=0, theta=0.2, drop=0.1, null_label=3, independent=0.0, texts=None, cuts=0.0):
+    return Draws(seed, rows, SHAPES, theta, drop, null_label, independent, texts, cuts)
 
 
 def cut(inputs, rows):
@@ -43,14 +43,14 @@ def cut(inputs, rows):
     return [x[rows] for x in (inputs["v"], inputs["a"], inputs["y"], *inputs["times"], *inputs["noise"])]
 
 
-@pytest.mark.parametrize("independent", [0.0, 0.5])
+@pytest.mark.parametrize(("independent", "cuts"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.8)])
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_draws_of_a_clip_do_not_depend_on_rank_or_batch(ranks, independent):
+def test_draws_of_a_clip_do_not_depend_on_rank_or_batch(ranks, independent, cuts):
     batch = clips(8)
-    whole = draws(range(8), independent=independent)(7, *batch)
+    whole = draws(range(8), independent=independent, cuts=cuts)(7, *batch)
     for rank in range(ranks):
         rows = range(rank * 8 // ranks, (rank + 1) * 8 // ranks)
-        part = draws(rows, independent=independent)(7, *(x[rows.start : rows.stop] for x in batch))
+        part = draws(rows, independent=independent, cuts=cuts)(7, *(x[rows.start : rows.stop] for x in batch))
         mine, theirs = cut(part, slice(None)), cut(whole, slice(rows.start, rows.stop))
         assert all(a.equal(b) for a, b in zip(mine, theirs))
 
@@ -105,6 +105,37 @@ def test_logits_of_drawn_times_have_the_mean_and_deviation_asked_for():
     mean = torch.zeros(B, 1, 1, 1, 1)
     logits = drawn(3, mean, mean, torch.zeros(B, 1, 1), torch.zeros(B, 1, dtype=torch.long))["times"][0].logit()
     assert (logits.mean().item(), logits.std().item()) == pytest.approx((-0.8, 0.5), abs=0.02)
+
+
+def test_cut_clip_is_from_a_frame_on_the_one_beside_it_with_its_label():
+    B = 2000
+    mean, std, a, _ = clips(B)
+    y = torch.randint(3, (B,), generator=torch.Generator().manual_seed(0))
+    plain = draws(range(B), drop=0.3)(5, mean, std, a, y)
+    inputs = draws(range(B), drop=0.3, cuts=0.5)(5, mean, std, a, y)
+    beside, own = torch.arange(B) ^ 1, inputs["y"] == plain["y"].unsqueeze(1)
+    may = (plain["y"] != plain["y"][beside]) & (plain["y"] < 3) & (plain["y"][beside] < 3)
+    is_cut = ~own.all(1)
+    assert not is_cut[~may].any() and is_cut[may].double().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert own[:, 0].all() and (own.int().diff(dim=1) <= 0).all()  # once, and never back
+    assert {*own[is_cut].sum(1).tolist()} == {1, 2, 3}
+    for name in ("v", "a"):
+        there = own.reshape(B, T, *[1] * (plain[name].ndim - 2))
+        assert torch.equal(inputs[name], torch.where(there, plain[name], plain[name][beside]))
+    assert torch.equal(inputs["y"], torch.where(own, plain["y"].unsqueeze(1), plain["y"][beside].unsqueeze(1)))
+    assert all(torch.equal(*both) for both in zip(inputs["noise"] + inputs["times"], plain["noise"] + plain["times"]))
+
+
+def test_frames_of_a_cut_clip_have_the_texts_of_their_own_clips():
+    texts = Texts(torch.tensor([[1.0], [3.0], [8.0]]).half(), torch.tensor([2, 3]))  # means 2 and 8
+    mean, std, a, _ = clips(8)
+    inputs = draws(range(8), drop=0.0, null_label=-1, texts=texts, cuts=1.0)(
+        0, mean, std, a, torch.arange(8).unsqueeze(1) % 2
+    )
+    said = inputs["text"].pooled()
+    assert said.shape == (8, T, 1) and inputs["text"].there.all() and inputs["y"] is None
+    assert said[::2, 0].unique().tolist() == [2] and said[::2, -1].unique().tolist() == [8]
+    assert said[1::2, 0].unique().tolist() == [8] and said[1::2, -1].unique().tolist() == [2]
 
 
 def test_share_of_labels_is_dropped():
@@ -367,9 +398,11 @@ def test_average_goes_on_from_the_state_that_diffusers_would_have_saved():
     [
         (["--independent-times", "1.5"], "--independent-times 1.5 is no share of the clips; choose 0 to 1"),
         (["--independent-times", "0.1", "--sampling", "uniform"], "leave out --sampling uniform"),
+        (["--cuts", "-0.1"], "--cuts -0.1 is no share of the clips; choose 0 to 1"),
+        (["--cuts", "0.1", "--batch-size", "3"], "--batch-size 3 leaves one alone; choose an even one"),
     ],
 )
-def test_impossible_independent_times_are_refused(capsys, more, said):
+def test_impossible_shares_of_clips_are_refused(capsys, more, said):
     with pytest.raises(SystemExit) as end:
         train.parse(["--data-path", "D", "--experiment-dir", "E", *more])
     assert end.value.code == 2 and said in capsys.readouterr().err

@@ -273,6 +273,7 @@ def test_videos_that_nobody_prepared_train_the_same_model(balls, tmp_path):
             ["--sampling", "logit-noise"],
             "--sampling logit-noise draws no times of whole clips; choose",
         ),
+        (["--cuts", 0.1], "--cuts is of frames that have texts of their own, and SyncFlow-mini has one for a clip"),
         (["--pairing", 3], "--pairing 3 does not divide --batch-size 4"),
         (
             ["--logit-mean", -1],

@@ -22,6 +22,8 @@ class Draws:
         theta: share of clips in pre-rolling. drop: share of labels that become `null_label`, for both branches alike.
         null_label: None for a model without classes.
         independent: share of clips whose picture and sound have different times (`paired_times`).
+        cuts: share of clips that become, from a frame on, the clip beside them in the batch if it has another label;
+            so frames learn to follow their own label, not the frames before.
         texts: captions -> Text, for a model with text; labels are then the captions of each clip's file.
     """
 
@@ -35,8 +37,9 @@ class Draws:
         null_label: int | None,
         independent: float = 0.0,
         texts: Callable[[Tensor], Text] | None = None,
+        cuts: float = 0.0,
     ):
-        self.texts = texts
+        self.texts, self.cuts = texts, cuts
         self.seed, self.rows, self.shapes = seed, rows, shapes
         self.theta, self.drop, self.null_label, self.independent = theta, drop, null_label, independent
 
@@ -50,21 +53,34 @@ class Draws:
         posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
         v, noise = mean + std * posterior, (eps_v, eps_a)
         times = tuple(sent(t, mean.device) for t in self._times(drawn))
-        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **self._said(drawn, y, mean))
+        if self.null_label is None:
+            return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None)
+        y = chosen_captions(y, drawn.caption) if self.texts else y
+        y = y.masked_fill(drawn.drop < self.drop, self.null_label)
+        cut = self._cut(drawn, y) if self.cuts else None
+        v, a = (x if cut is None else spliced(x, cut) for x in (v, a))
+        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **self._said(y, cut, mean))
 
     def _paired(self, noise: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The noise of each clip: as it was drawn."""
         return noise
 
-    def _said(self, drawn: TrainingDraws, y: Tensor, like: Tensor) -> dict:
-        """Labels or text, of which a share is dropped."""
-        if self.null_label is None:
-            return {"y": None}
-        y = chosen_captions(y, drawn.caption) if self.texts else y
-        y = y.masked_fill(drawn.drop < self.drop, self.null_label)
+    def _cut(self, drawn: TrainingDraws, y: Tensor) -> Tensor:
+        """(B,T) bool, the frames that become those of the clip beside, where both have labels, and not the same."""
+        T, other = self.shapes[0][0], beside(y)
+        drawn_so = (drawn.cut < self.cuts) & (y != other) & (y != self.null_label) & (other != self.null_label)
+        first = 1 + (drawn.cut_at * (T - 1)).long()
+        return drawn_so.unsqueeze(1) & (torch.arange(T) >= first.unsqueeze(1))
+
+    def _said(self, y: Tensor, cut: Tensor | None, like: Tensor) -> dict:
+        """Labels (B,), or text, of clips; of each frame where clips are cut."""
         if not self.texts:
+            y = y if cut is None else spliced(y.unsqueeze(1).expand(cut.shape), cut)
             return {"y": sent(y, like.device)}
         text = self.texts(y)
+        if cut is not None:  # a frame's text is the mean of its tokens
+            means, there = (x.unsqueeze(1).expand(*cut.shape, *x.shape[1:]) for x in (text.pooled(), text.there))
+            text = Text(*(spliced(x, cut).unsqueeze(2) for x in (means, there)))
         return {"y": None, "text": Text(sent(text.tokens.to(like.dtype), like.device), sent(text.mask, like.device))}
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
@@ -116,6 +132,17 @@ class ClipDraws(Draws):
 
 
 TIMES: dict[str, Callable[[Tensor], Tensor]] = {"uniform": lambda u: u, "logit": logit_normal_times}
+
+
+def beside(x: Tensor) -> Tensor:
+    """What the clips beside have, (B,...): clips 0 and 1 of a batch are neighbours, 2 and 3, and so on; B is even."""
+    return rearrange(x, "(n two) ... -> n two ...", two=2).flip(1).flatten(0, 1)
+
+
+def spliced(x: Tensor, cut: Tensor) -> Tensor:
+    """x (B,T,...), but that of the clip beside in the frames that are cut, (B,T)."""
+    cut = sent(cut, x.device).reshape(*cut.shape, *[1] * (x.ndim - 2))
+    return torch.where(cut, beside(x), x)
 
 
 def chosen_captions(captions: Tensor, u: Tensor) -> Tensor:

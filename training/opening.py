@@ -69,6 +69,9 @@ def check_names(args: Namespace) -> type[Pretrained]:
     if args.spread and (kind.rolls or args.sampling != "logit"):
         raise ValueError(f"--logit-{min(args.spread)} is of times of whole clips under --sampling logit, not of "
                          f"{args.model} under {args.sampling}; leave it out")  # fmt: skip
+    if args.cuts and not kind.rolls:
+        raise ValueError(f"--cuts is of frames that have texts of their own, and {args.model} has one for a clip; "
+                         "leave it out")  # fmt: skip
     return kind
 
 
