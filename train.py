@@ -94,6 +94,8 @@ def parse(argv=None) -> argparse.Namespace:
     out.add_argument("--results-dir", type=Path, default=Path("results"), help="of samples, inside the experiment")
     out.add_argument("--tracker", choices=["tensorboard", "wandb"], default="tensorboard", help="where curves go")
     out.add_argument("--log-every", type=cli.positive, default=100, help="steps between log lines")
+    out.add_argument("--validate", action="store_true", help="in each log line, too: loss of the averaged weights on "
+                     "clips of test/")  # fmt: skip
     out.add_argument("--ckpt-every", type=cli.positive, default=5000, help="steps between checkpoints")
     out.add_argument("--ckpt-limit", type=cli.positive, default=3, help="checkpoints kept")
     out.add_argument("--sample-every", type=cli.whole, default=20_000, help="steps between samples; 0 for none")
@@ -161,6 +163,7 @@ def train(args) -> None:
     from training.report import complaint, dry_report
     from training.sharding import check_sharding
     from training.storage import Journal, resume
+    from training.validation import Validation
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for speaker in (log, logging.getLogger("training")):
@@ -175,6 +178,7 @@ def train(args) -> None:
     with accelerator.main_process_first():
         dataset, codec = open_run(args, kind, cli.bar)
         captions, texts = open_texts(args, dataset, cli.bar)
+        held_out = Validation(args, kind, dataset, cli.bar) if args.validate else None
     facts = {"seed": args.seed, "global_batch": args.batch_size * accelerator.num_processes}
     facts |= {name: getattr(args, name) for name in SAME} | {"text_encoder": args.text_encoder}
     codec.to(device)
@@ -186,6 +190,8 @@ def train(args) -> None:
         )
         return
     loader, draws = make_data(args, accelerator, dataset, codec, learner.raw, first_step, captions, texts)
+    if held_out:
+        held_out.ready(accelerator, codec, learner)
     costs = run_costs(args, codec, texts)
     meter, journal = make_meter(args, accelerator, costs), Journal(accelerator, args.experiment_dir, first_step)
     steps = range(first_step, args.max_steps)
@@ -205,14 +211,16 @@ def train(args) -> None:
             lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
             done = step + 1
             telling = done % args.log_every == 0 or done == args.max_steps
-            of_average = learner.averaged_loss(inputs) if telling else None  # before the step, as the batch's own loss
+            of_average = (
+                learner.averaged_loss(inputs)[0] if telling else None
+            )  # before the step, as the batch's own loss
             loss, norm = learner.step(inputs, lr)
             meter.add(loss, inputs["times"], norm)
 
             stopping = told_to_stop(accelerator, stop, done)
             if telling:
                 seconds, measured = time.perf_counter() - measured, time.perf_counter()
-                record = meter.read(accelerator, seconds, loss, of_average)
+                record = meter.read(accelerator, seconds, loss, of_average) | (held_out() if held_out else {})
                 journal.write({"step": done, "lr": lr, **record})
                 bar.set_postfix(loss=record["loss"], wait=f"{record['data_wait']:.0%}")
                 if record["skipped_in_a_row"] >= SKIPS:
@@ -261,8 +269,8 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     from data.captions import Captioned
     from data.index import is_prepared
     from data.order import ClipOrder
-    from training.draws import ClipDraws, Draws
     from training.encode import encode_files
+    from training.opening import make_draws
 
     device, ranks, main = accelerator.device, accelerator.num_processes, accelerator.is_main_process
     progress = cli.bar("encoding", disable=not main)
@@ -273,16 +281,7 @@ def make_data(args, accelerator, dataset, codec, model, first_step: int, caption
     order = ClipOrder(len(clips), args.batch_size, args.seed, *steps, accelerator.process_index, ranks)
     workers = 0 if cached else args.num_workers
     loader = DataLoader(clips, batch_sampler=order, num_workers=workers, pin_memory=device.type == "cuda")
-    null = model.null_label if model.conditional else None
-    if args.cuts and null is None:
-        raise ValueError("--cuts joins clips of different classes or texts, and this model has none; leave it out")
-    if not model.rolls:
-        pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
-        how = (args.class_dropout_prob, args.sampling, args.spread, pairing)
-        return loader, ClipDraws(args.seed, order.rows(), codec.unit_shapes, null, texts, *how)
-    shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
-    chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
-    return loader, Draws(args.seed, order.rows(), shapes, *chances, texts, args.cuts)
+    return loader, make_draws(args, codec, model, order.rows(), texts)
 
 
 def make_meter(args, accelerator, costs):

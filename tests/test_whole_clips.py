@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import shutil
 from argparse import Namespace
 from dataclasses import replace
 
@@ -18,9 +19,12 @@ import sample_long
 import sample_v2a
 import train
 from data.av import probe, read_audio, read_frames
+from data.captions import Captioned
 from data.clips import ClipDataset
+from data.order import ClipOrder
 from data.prepared import PreparedDataset
 from data.synthetic import write_dataset
+from diffusion.flow import flow_loss, uniform_weight
 from diffusion.noise import Modality, frame_noise
 from models import load_model
 from models.codec import BlockPCA
@@ -30,7 +34,9 @@ from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
 from tests.processes import run_ranks
 from tests.small_audioldm import write_audioldm
+from training.draws import ClipDraws
 from training.opening import run_costs
+from training.texts import prepared_texts
 
 pytestmark = pytest.mark.usefixtures("small_preset")
 
@@ -239,14 +245,46 @@ def test_resumed_stage_has_the_weights_of_an_undisturbed_one(latents, stages, tm
     assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
 
 
+def test_loss_on_held_out_clips_is_of_the_exported_weights_and_changes_nothing(latents, stages, tmp_path):
+    """By hand: the loss of export/ on 64 test clips, with the times and noise of the first steps."""
+    start = ("--stage", "audio", "--init-from", stages["video"] / "export", "--max-steps", 3, "--validate")
+    train.main(train_argv(latents, tmp_path, *start))
+    ours, theirs = (load_file(run / "export/model.safetensors") for run in (tmp_path, stages["audio"]))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+
+    model, spec = load_model(tmp_path / "export"), AVCodec.load(tmp_path / "export").spec
+    data = PreparedDataset(latents, "test", CLIP, spec.audio_scale)
+    clips = Captioned(data, data.captions(), data.folder, CLIP, spec.fps)
+    draws = ClipDraws(0, range(4), (data[0]["mean"].shape, data[0]["a"].shape), -1, prepared_texts(data, "words", None), 0.1,
+                      pairing=4)  # fmt: skip
+    found = []
+    for step, places in enumerate(ClipOrder(len(clips), 4, 0, 0, 16)):
+        mean, std, a, y = (torch.stack([clips[k][name] for k in places]) for name in ("mean", "std", "a", "y"))
+        with torch.no_grad():
+            found.append(torch.stack(flow_loss(model, **draws(step, mean, std, a, y), weight=uniform_weight)[:3]))
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    told = [last[f"held_out_loss{side}"] for side in ("", "_video", "_audio")]
+    assert told == pytest.approx(torch.stack(found).mean(0).tolist(), rel=1e-4)
+
+
+def test_held_out_clips_that_are_not_there_are_told_before_training(balls, tmp_path, capsys):
+    shutil.copytree(balls / "train", tmp_path / "data/train")
+    facts = ("--codec", "block-pca", "--image-size", SIZE, "--n-mels", 20, "--predict-frames", CLIP, "--audio-scale", 2)
+    line = complaint(capsys, train.main, *train_argv(tmp_path / "data", tmp_path / "run", *facts, "--validate"))
+    assert "has no folder 'test'" in line and not (tmp_path / "run/checkpoints").exists()
+
+
 def test_two_processes_train_a_stage_to_the_weights_of_one(latents, stages, tmp_path):
     """The noise is paired within groups that lie in one process."""
-    how = ("--stage", "audio", "--max-steps", 2, "--init-from", stages["video"] / "export", "--dtype", "float64")
+    how = ("--stage", "audio", "--max-steps", 2, "--init-from", stages["video"] / "export", "--dtype", "float64",
+           "--validate")  # fmt: skip
     train.main(train_argv(latents, tmp_path / "one", *how, "--pairing", 2))
     two = train_argv(latents, tmp_path / "two", *how, "--pairing", 2, "--batch-size", 2)
     run_ranks(2, "tests/small_train.py", *two)
     one, two = (load_file(tmp_path / name / "checkpoints/step_0000002/model.safetensors") for name in ("one", "two"))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-10
+    one, two = (json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1]) for name in ("one", "two"))
+    assert one["held_out_loss_audio"] == pytest.approx(two["held_out_loss_audio"], rel=1e-9)
 
 
 def test_videos_that_nobody_prepared_train_the_same_model(balls, tmp_path):

@@ -63,11 +63,14 @@ class Learner:
         return loss, norm
 
     @torch.no_grad()
-    def averaged_loss(self, inputs: dict) -> Tensor:
-        """Loss of the averaged weights on a batch. Called by all processes; the mean over them."""
+    def averaged_loss(self, *batches: dict) -> Tensor:
+        """Loss (3,) of the averaged weights: total, of the picture, of the sound; the mean of batches and processes.
+
+        batches: of inputs as of `step`, the same number in each process. Called by all of them.
+        """
         with self._averaged_weights():
-            loss = batch_loss(self.accelerator, self.model, inputs, self.weight, self.parts)
-        return self.accelerator.reduce(loss, "mean")
+            losses = [batch_loss(self.accelerator, self.model, x, self.weight, self.parts) for x in batches]
+        return self.accelerator.reduce(torch.stack(losses).mean(0), "mean")
 
     def averaged(self) -> nn.Module | None:
         """A plain model on the CPU with the averaged weights, on the main process. Called by all if it is sharded."""
@@ -107,10 +110,10 @@ def backward(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: C
 
 
 def batch_loss(accelerator: Accelerator, model: nn.Module, inputs: dict, weight: Callable, parts: int) -> Tensor:
-    """The total loss of `backward` alone, as a number on the device."""
+    """The losses of `backward` alone, (3,) on the device: total, of the picture, of the sound."""
     with accelerator.autocast():
-        losses = [flow_loss(model, **part, weight=weight).total for part in _parted(inputs, parts)]
-    return torch.stack(losses).detach().mean()
+        losses = [torch.stack(flow_loss(model, **part, weight=weight)[:3]) for part in _parted(inputs, parts)]
+    return torch.stack(losses).detach().mean(0)
 
 
 def _parted(inputs: dict, parts: int) -> Iterator[dict]:

@@ -3,6 +3,7 @@
 import inspect
 import json
 import logging
+import math
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from pipeline.avpipeline import AVPipeline
 from pipeline.clips import clip_shapes
 from pipeline.spec import AVSpec, fetch_checkpoint
 from pipeline.whole import replaced_folder
+from training.draws import ClipDraws, Draws
 from training.encode import make_codec
 from training.finetune import freeze, initialise
 from training.lora import add_lora
@@ -104,8 +106,8 @@ def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tup
     return dataset, codec
 
 
-def open_data(args: Namespace, kind: type[Pretrained], progress: Callable) -> ClipDataset:
-    """The training clips, of videos or of prepared latents; then what decided the encoding goes into `args`.
+def open_data(args: Namespace, kind: type[Pretrained], progress: Callable, split: str = "train") -> ClipDataset:
+    """The clips of a split, of videos or of prepared latents; then what decided the encoding goes into `args`.
 
     Raises:
         ValueError: an argument contradicts the latents.
@@ -118,7 +120,7 @@ def open_data(args: Namespace, kind: type[Pretrained], progress: Callable) -> Cl
         how = {name: getattr(args, name) for name in
                ("image_size", "normalise", "channels", "resize", "fps", "sample_rate")}  # fmt: skip
         how |= {"context": SOUND_CODECS[args.sound].context, "progress": progress}
-        return ClipDataset(args.data_path, "train", args.predict_frames, **how)
+        return ClipDataset(args.data_path, split, args.predict_frames, **how)
     stored = AVSpec.load(args.data_path / "pipeline")
     if bool(stored.clip_frames) == kind.rolls:
         told = "leave --clip-frames out" if kind.rolls else f"give --clip-frames, the paper's are {kind.frames}"
@@ -126,7 +128,7 @@ def open_data(args: Namespace, kind: type[Pretrained], progress: Callable) -> Cl
         raise ValueError(f"{args.data_path} was prepared for {is_for}, which {args.model} does not take; prepare "
                          f"another folder: {told}")  # fmt: skip
     args.predict_frames = args.predict_frames or stored.clip_frames or kind.frames
-    dataset = PreparedDataset(args.data_path, "train", args.predict_frames, args.audio_scale)
+    dataset = PreparedDataset(args.data_path, split, args.predict_frames, args.audio_scale)
     for name in FACTS:
         given, value = getattr(args, name), getattr(stored, name)
         if given not in (value, getattr(AVSpec(), name)):
@@ -137,7 +139,7 @@ def open_data(args: Namespace, kind: type[Pretrained], progress: Callable) -> Cl
 
 
 def open_texts(args: Namespace, dataset: ClipDataset, progress: Callable) -> tuple[Captions | None, Texts | None]:
-    """Captions of the training clips and their tokens, whose width goes into `args`; None, None without text.
+    """Captions of these clips and their tokens, whose width goes into `args`; None, None without text.
 
     Raises:
         ValueError, FileNotFoundError: there are no captions, they were prepared otherwise, the encoder is missing, or
@@ -148,7 +150,7 @@ def open_texts(args: Namespace, dataset: ClipDataset, progress: Callable) -> tup
     encoder = args.text_encoder, args.text_source
     texts = prepared_texts(dataset, *encoder) if isinstance(dataset, PreparedDataset) else None
     captions = dataset.captions()
-    log.info("%s", captions.summary())
+    log.info("%s: %s", dataset.split, captions.summary())
     reader = load_text_encoder(*encoder) if texts is None else texts
     check_text_width(args, reader.width)
     if texts is None:
@@ -189,6 +191,24 @@ def model_config(args: Namespace, codec: AVCodec) -> dict:
     taken = inspect.signature(kind).parameters
     variant = kind.variants.get(args.variant, {})
     return {**kind.presets[args.model], **variant, **{name: value for name, value in known.items() if name in taken}}
+
+
+def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, texts: Texts | None) -> Draws:
+    """What is drawn for these places of the global batch.
+
+    Raises:
+        ValueError: clips are to be cut into each other, and the model has nothing that tells them apart.
+    """
+    null = model.null_label if model.conditional else None
+    if args.cuts and null is None:
+        raise ValueError("--cuts joins clips of different classes or texts, and this model has none; leave it out")
+    if not model.rolls:
+        pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
+        how = (args.class_dropout_prob, args.sampling, args.spread, pairing)
+        return ClipDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
+    shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
+    chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
+    return Draws(args.seed, rows, shapes, *chances, texts, args.cuts)
 
 
 def run_costs(args: Namespace, codec: AVCodec, texts: Texts | None) -> Costs:
