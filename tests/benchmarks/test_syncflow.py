@@ -33,6 +33,9 @@ def test_ablations_sweep_guidance_and_train_what_the_rows_ask_for(syncflow, monk
 
 def test_curve_of_a_run_has_the_loss_of_both_sides_at_every_line_of_its_log(syncflow, tmp_path):
     """Row S30."""
-    lines = [{"step": step, "loss_video": 1 / step, "loss_audio": 2 / step, "loss": 3 / step} for step in (50, 100)]
+    lines = [
+        {"step": step, "held_out_loss_video": 1 / step, "held_out_loss_audio": 2 / step, "loss": 3}
+        for step in (50, 100)
+    ]
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert syncflow.curve(tmp_path) == [(50, 0.02, 0.04), (100, 0.01, 0.02)]
