@@ -255,8 +255,8 @@ def test_loss_on_held_out_clips_is_of_the_exported_weights_and_changes_nothing(l
     model, spec = load_model(tmp_path / "export"), AVCodec.load(tmp_path / "export").spec
     data = PreparedDataset(latents, "test", CLIP, spec.audio_scale)
     clips = Captioned(data, data.captions(), data.folder, CLIP, spec.fps)
-    draws = ClipDraws(0, range(4), (data[0]["mean"].shape, data[0]["a"].shape), -1, prepared_texts(data, "words", None), 0.1,
-                      pairing=4)  # fmt: skip
+    shapes, texts = (data[0]["mean"].shape, data[0]["a"].shape), prepared_texts(data, "words", None)
+    draws = ClipDraws(0, range(4), shapes, -1, texts, 0.1, pairing=4)
     found = []
     for step, places in enumerate(ClipOrder(len(clips), 4, 0, 0, 16)):
         mean, std, a, y = (torch.stack([clips[k][name] for k in places]) for name in ("mean", "std", "a", "y"))
