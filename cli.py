@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,10 +27,19 @@ PATIENCE = timedelta(days=7)  # of a process that has done its share; the launch
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows defaults in --help, takes --num_timesteps for --num-timesteps, and complains in one line."""
+    """Shows defaults in --help, takes --num_timesteps for --num-timesteps, and complains in one line.
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    Args:
+        files: arguments may be read from @FILE, in which # begins a comment.
+    """
+
+    def __init__(self, description: str, files: bool = False):
+        prefix = "@" if files else None
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                         fromfile_prefix_chars=prefix)  # fmt: skip
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        return shlex.split(arg_line, comments=True)
 
     def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
         return super().parse_args([_hyphened(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)

@@ -24,7 +24,7 @@ log = logging.getLogger("train")
 
 
 def parse(argv=None) -> argparse.Namespace:
-    p = cli.Parser(__doc__.splitlines()[0])
+    p = cli.Parser(__doc__.splitlines()[0], files=True)
     p.add_argument("--dry-run", action="store_true", help="three steps, nothing kept: what a run would take")
     data = p.add_argument_group("data")
     data.add_argument("--data-path", type=Path, required=True, help="folder with train/[class/]file.mp4, or one that "

@@ -5,17 +5,18 @@ from pathlib import Path
 import cli
 
 FRAMES, RATE = 32, 16000  # length and sample rate of the demo's clips
+LENGTH = 60  # frames of captioned balls
 
 
-def parser(doc: str, train: int, out: str) -> cli.Parser:
+def parser(doc: str, out: str) -> cli.Parser:
     """Arguments that benchmarks of training on captioned balls share.
 
     Args:
-        doc: of the script. train: videos to learn from, if not given. out: name of the JSON file, if not given.
+        doc: of the script. out: name of the JSON file, if not given.
     """
     p = cli.Parser(doc.splitlines()[0])
     p.add_argument("--seeds", type=cli.whole, nargs="+", default=[0], help="of training and sampling; the videos stay")
-    p.add_argument("--train", type=cli.positive, default=train, help="videos to learn from")
+    p.add_argument("--train", type=cli.positive, default=200, help="videos to learn from")
     p.add_argument("--clips", type=cli.positive, default=48, help="sampled by phrasings of training, and by others")
     p.add_argument("--seed", type=cli.whole, default=0, help="of the videos")
     p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results" / out, help="JSON file")

@@ -16,22 +16,18 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import RATE, colour, look, parser, prompts_of, score, share
+from benchmarks.events import LENGTH, RATE, colour, look, parser, prompts_of, score, share
 
-LENGTH, CLIP = 60, 20  # frames of the videos, and of the clips that are cut from them
+CLIP = 20  # frames of the clips that are cut from the videos
 PREPARING = "--codec block-pca --image-size 64 --n-mels 64 --clip-frames 20 --text-encoder words"
-TRAINING = (
-    "--model SyncFlow-tiny --text-encoder words --lr 2e-3 --lr-schedule cosine --warmup-steps 50 --beta2 0.99 "
-    "--weight-decay 0 --sampling logit --logit-mean -0.8 --audio-scale 0.3 --pairing 0 --num-workers 0 "
-    "--sample-every 0 --log-every 50"
-)
+TRAINING = cli.ROOT / "configs/balls/syncflow.args"
 STEPS = {"video": 700, "audio": 1000, "joint": 200}
 SAMPLING = "--batch-size 24"  # and the paper's 50 steps
 GUIDANCE = (1, 2, 4, 6, 8)
 
 
 def main(argv=None) -> None:
-    p = parser(__doc__, 200, "syncflow_balls.json")
+    p = parser(__doc__, "syncflow_balls.json")
     p.add_argument("--given", type=cli.positive, default=24, help="held-out videos that get a sound")
     p.add_argument("--cfg-scale", type=float, default=2.0, help="of the figures that do not sweep it")
     p.add_argument("--ablations", action="store_true", help="of the first seed: variants, guidance, stage 3, too")
@@ -46,7 +42,7 @@ def main(argv=None) -> None:
         seconds = round(time.perf_counter() - began, 1)
         runs = [Run(args, seed, data, Path(work)).measured() for seed in args.seeds]
     facts = {key: value for key, value in vars(args).items() if key != "out"}
-    how = {"preparing": PREPARING, "training": TRAINING, "steps": STEPS, "sampling": SAMPLING}
+    how = {"preparing": PREPARING, "training": TRAINING.read_text(), "steps": STEPS, "sampling": SAMPLING}
     cli.write_json(args.out, {"machine": cli.machine(), **facts, **how, "prepare_seconds": seconds, "runs": runs})
 
 
@@ -96,8 +92,8 @@ class Run:
         run, began = self.work / f"run_{name}", time.perf_counter()
         start = ("--init-from", source / "export") if source else ()
         how = ("--stage", stage, "--max-steps", STEPS[stage], "--ckpt-every", STEPS[stage], "--seed", self.seed)
-        cli.call("train.py", "--data-path", self.latents, "--experiment-dir", run, *TRAINING.split(), "--validate",
-                 *how, *start, *more)  # fmt: skip
+        cli.call("train.py", "--data-path", self.latents, "--experiment-dir", run, f"@{TRAINING}", *how, *start,
+                 *more)  # fmt: skip
         self.seconds[name] = round(time.perf_counter() - began, 1)
         return run
 

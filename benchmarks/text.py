@@ -2,7 +2,7 @@
 
     python benchmarks/text.py --seeds 0 1 2 --out benchmarks/results/text_balls.json
 
-The demo's model and training, with `--text-encoder words` in the place of classes. A clip's colour is that of most of
+The demo's model, trained by texts in the place of classes (configs/balls/text.args). A clip's colour is that of most of
 its frames. The switch is a film of red that turns blue: "turned" is the share of its films whose frames are all blue
 from one window after the switch on.
 """
@@ -15,34 +15,34 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import FRAMES, RATE, colour, look, parser, prompts_of, score, share
-from demo import SAMPLING, TRAINING
+from benchmarks.events import FRAMES, LENGTH, RATE, colour, look, parser, prompts_of, score, share
+from demo import SAMPLING
 
+TRAINING = cli.ROOT / "configs/balls/text.args"
 BATCH = 24  # clips sampled together
 SWITCH, END, WINDOW = 24, 48, 8  # frames
 
 
 def main(argv=None) -> None:
-    p = parser(__doc__, 256, "text_balls.json")
-    p.add_argument("--steps", type=cli.positive, default=2000, help="of every training")
+    p = parser(__doc__, "text_balls.json")
+    p.add_argument("--steps", type=cli.positive, default=3000, help="of every training")
     p.add_argument("--films", type=cli.positive, default=24, help="that switch")
     args = p.parse_args(argv)
     from data.synthetic import write_dataset
 
     with TemporaryDirectory() as work:
         data = Path(work) / "data"
-        write_dataset(data, args.train, args.clips, FRAMES, args.seed, captions=True)
+        write_dataset(data, args.train, args.clips, LENGTH, args.seed, captions=True)
         runs = [measure(args, seed, data, Path(work) / f"seed_{seed}") for seed in args.seeds]
     facts = {key: value for key, value in vars(args).items() if key != "out"}
-    cli.write_json(args.out, {"machine": cli.machine(), **facts, "training": " ".join(TRAINING.split()), "runs": runs})
+    cli.write_json(args.out, {"machine": cli.machine(), **facts, "training": TRAINING.read_text(), "runs": runs})
 
 
 def measure(args, seed: int, data: Path, work: Path) -> dict:
     """All figures of one training."""
     began, real = time.perf_counter(), look(data / "test")
     length = ("--max-steps", args.steps, "--ckpt-every", args.steps)
-    cli.call("train.py", "--data-path", data, "--experiment-dir", work / "run", "--text-encoder", "words",
-             *TRAINING.split(), *length, "--seed", seed)  # fmt: skip
+    cli.call("train.py", f"@{TRAINING}", "--data-path", data, "--experiment-dir", work / "run", *length, "--seed", seed)
     seconds = time.perf_counter() - began
     result = {"seed": seed, "training_seconds": round(seconds, 1)}
     for split in ("train", "test"):

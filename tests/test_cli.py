@@ -91,6 +91,19 @@ def test_defaults_of_training_are_those_of_the_paper():
     assert check_names(args).frames == 10 and args.sampling == "logit"
 
 
+def test_arguments_are_read_from_a_file_with_comments_and_later_ones_win(tmp_path):
+    (tmp_path / "one.args").write_text("# why\n--model FLAV-tiny --lr 1e-3  # fast\n\n--seed 3\n")
+    args = train.parse([f"@{tmp_path / 'one.args'}", "--data-path", "D", "--experiment-dir", "E", "--seed", "4"])
+    assert (args.model, args.lr, args.seed) == ("FLAV-tiny", 1e-3, 4)
+
+
+def test_file_of_arguments_that_is_not_there_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        train.parse(["@nowhere.args", "--data-path", "D", "--experiment-dir", "E"])
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and "nowhere.args" in err and err.count("\n") == 1
+
+
 def test_causal_attention_can_be_switched_off():
     assert not train.parse(["--data-path", "D", "--experiment-dir", "E", "--no-causal-attn"]).causal_attn
 

@@ -1,4 +1,4 @@
-"""configs/accelerate/: accelerate reads each file as what its name says."""
+"""configs/: accelerate and train.py read each file as what its name says."""
 
 from pathlib import Path
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
+import train
 from models import MODELS
 
-CONFIGS = Path(__file__).parents[1] / "configs/accelerate"
+ROOT = Path(__file__).parents[1]
+CONFIGS, BALLS = ROOT / "configs/accelerate", ROOT / "configs/balls"
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,13 @@ def test_config_is_what_its_name_says(name, kind, machines, processes):
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert config.distributed_type == kind and config.mixed_precision == "bf16"
     assert (config.num_machines, config.num_processes, config.use_cpu) == (machines, processes, False)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in BALLS.iterdir()))
+def test_arguments_of_balls_are_trains_own_and_say_what_they_are_for(name, tmp_path):
+    args = train.parse([f"@{BALLS / name}", "--data-path", "D", "--experiment-dir", str(tmp_path)])
+    assert args.text_encoder == "words" and (BALLS / name).read_text().startswith("# ")
+    assert name in (ROOT / "README.md").read_text()
 
 
 def test_every_config_is_tested_and_says_what_it_is_for():

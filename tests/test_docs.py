@@ -116,6 +116,7 @@ def made_small(command: str) -> str:
 def test_every_command_of_the_pages_runs_in_order(tmp_path):
     """Training stands in for `make demo`, whose folder the commands use."""
     train = next(line for line in commands(ROOT / "README.md") if "train.py" in line)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     first = ["python -m data.synthetic runs/demo/data --train 256 --test 64", train.replace("runs/balls", "runs/demo")]
     lines = first + [line for page in PAGES for line in commands(page) if line.startswith(("python", "accelerate"))]
     python = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
