@@ -129,9 +129,15 @@ def rotated(x: Tensor, at: Tensor) -> Tensor:
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1)
 
 
-def grid_positions(height: int, width: int, dim: int, device: torch.device) -> Tensor:
-    """Sinusoids of row and column for a grid of any size, (height * width, dim), row by row; dim a multiple of 4."""
-    rows, columns = (torch.arange(size, device=device).float() for size in (height, width))
+def grid_positions(height: int, width: int, dim: int, device: torch.device, side: int | None = None) -> Tensor:
+    """Sinusoids of row and column for a grid of any size, (height * width, dim), row by row; dim a multiple of 4.
+
+    Args:
+        side: of the square grid of training, over whose area the places of any other grid are spread, as in PixArt
+            (Chen et al., 2023, arXiv 2310.00426): finer grids lie within what was trained. None to count them.
+    """
+    step = side / math.sqrt(height * width) if side else 1.0
+    rows, columns = (step * torch.arange(size, device=device).float() for size in (height, width))
     parts = [position.unsqueeze(-1) * frequencies(dim // 2, device) for position in (rows, columns)]
     of_row, of_column = (torch.cat([x.sin(), x.cos()], dim=-1) for x in parts)  # (size, dim / 2)
     grid = of_row.unsqueeze(1).expand(-1, width, -1), of_column.unsqueeze(0).expand(height, -1, -1)

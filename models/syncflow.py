@@ -100,7 +100,8 @@ class SyncFlow(
     The sound reads the picture and not the reverse. The same weights run at any size of picture and any length.
 
     Args:
-        in_channels, patch_size: of the video latents. audio_channels: M of sound tokens, of which `audio_patch` that
+        in_channels, patch_size: of the video latents. latent_size: height and width of those of training, over which
+            the places of other sizes are spread. audio_channels: M of sound tokens, of which `audio_patch` that
             follow each other are one inside. text_width: of text tokens.
         hidden_size, depth, num_heads: of both towers.
         video_rate, audio_rate: latent frames and sound tokens per second, by which their times agree.
@@ -119,6 +120,7 @@ class SyncFlow(
     def __init__(
         self,
         in_channels: int = 4,
+        latent_size: int = 32,
         patch_size: int = 2,
         audio_channels: int = 128,
         audio_patch: int = 1,
@@ -140,7 +142,7 @@ class SyncFlow(
             raise ValueError(f"tap {tap!r} with prediction {prediction!r} is unknown; choose {' or '.join(TAPS)}, and "
                              "velocity or data")  # fmt: skip
         D = hidden_size
-        self.in_channels, self.patch_size = in_channels, patch_size
+        self.in_channels, self.latent_size, self.patch_size = in_channels, latent_size, patch_size
         self.audio_channels, self.audio_patch, self.text_width = audio_channels, audio_patch, text_width
         self.video_rate, self.audio_rate, self.tap, self.audio_text = video_rate, audio_rate, tap, audio_text
         self.grad_ckpt, self.prediction, self.sound_learns = grad_ckpt, prediction, True
@@ -216,7 +218,7 @@ class SyncFlow(
         tower, p = self.video, self.patch_size
         T, h, w = v.shape[1], v.shape[3] // p, v.shape[4] // p
         x = tower["embed"](v)
-        x = x + grid_positions(h, w, x.shape[-1], x.device).to(x.dtype)
+        x = x + grid_positions(h, w, x.shape[-1], x.device, self.latent_size // p).to(x.dtype)
         time = tower["time"](t)
         c = tower["modulation"](nn.functional.silu(time)).unflatten(-1, (6, -1))  # one for all layers: adaLN-single
         text = Text(tower["text"](tokens.tokens), tokens.mask)

@@ -166,7 +166,8 @@ class ClipCodec(AVCodec):
 
     @property
     def facts(self) -> dict[str, int | float]:
-        return {"in_channels": self.frames.channels, "audio_channels": self.sound.channels,
+        return {"in_channels": self.frames.channels, "latent_size": self.spec.image_size // self.frames.factor,
+                "audio_channels": self.sound.channels,
                 "video_rate": self.spec.fps / self.frames.temporal_factor,
                 "audio_rate": self.spec.sample_rate / self.sound.hop}  # fmt: skip
 

@@ -184,6 +184,23 @@ def test_positions_of_a_grid_tell_rows_and_columns_apart():
     assert len({tuple(x.tolist()) for x in grid.flatten(0, 1)}) == 15
 
 
+def test_places_of_other_grids_are_spread_over_the_one_of_training():
+    own = grid_positions(4, 4, 16, torch.device("cpu"), side=4)
+    assert torch.equal(own, grid_positions(4, 4, 16, torch.device("cpu")))
+    finer, wide = (
+        grid_positions(*size, 16, torch.device("cpu"), side=4).unflatten(0, size) for size in ((8, 8), (2, 8))
+    )
+    assert torch.equal(finer[::2, ::2].flatten(0, 1), own)
+    assert torch.equal(wide[:, :4].flatten(0, 1), own.unflatten(0, (4, 4))[:2].flatten(0, 1))  # of the same area
+
+
+def test_model_spreads_places_over_the_latents_of_its_training():
+    v, a, t = clip(H=8, W=8)
+    small, large = syncflow(latent_size=4), syncflow(latent_size=8)
+    large.load_state_dict(small.state_dict())
+    assert (small(v, a, t)[0] - large(v, a, t)[0]).abs().max() > 1e-3
+
+
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
