@@ -32,7 +32,8 @@ from models.syncflow import SyncFlow
 from models.text import Words
 from pipeline import AVCodec, AVPipeline, ClipPipeline
 from tests.closeness import assert_close_by_size
-from tests.processes import run_ranks
+from tests.kills import kill_when, lines
+from tests.processes import Script, run_ranks
 from tests.small_audioldm import write_audioldm
 from training.draws import ClipDraws
 from training.opening import run_costs
@@ -235,10 +236,14 @@ def test_dry_run_plans_a_gpu_for_the_stage_and_leaves_nothing(latents, stages, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resumed_stage_has_the_weights_of_an_undisturbed_one(latents, stages, tmp_path):
-    for steps in (1, 3):
-        train.main(train_argv(latents, tmp_path, "--stage", "audio", "--max-steps", steps, "--init-from",
-                              stages["video"] / "export"))  # fmt: skip
+def test_stage_that_was_killed_ends_with_the_weights_of_an_undisturbed_one(latents, stages, tmp_path):
+    """Killed after its second step, of which there is no checkpoint, in mid-stage."""
+    command = train_argv(latents, tmp_path, "--stage", "audio", "--max-steps", 3, "--ckpt-every", 1, "--init-from",
+                         stages["video"] / "export")  # fmt: skip
+    log, first = tmp_path / "log.jsonl", Script("tests/small_train.py", *command, LINGERS=2)
+    assert kill_when(first, lambda: lines(log) >= 2), first.said
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_0000001"]
+    train.main(command)
     ours, theirs = (
         load_file(run / "checkpoints/step_0000003/model.safetensors") for run in (tmp_path, stages["audio"])
     )
