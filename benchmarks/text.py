@@ -25,7 +25,7 @@ SWITCH, END, WINDOW = 24, 48, 8  # frames
 
 def main(argv=None) -> None:
     p = parser(__doc__, "text_balls.json")
-    p.add_argument("--steps", type=cli.positive, default=3000, help="of every training")
+    p.add_argument("--steps", type=cli.positive, default=4000, help="of every training")
     p.add_argument("--films", type=cli.positive, default=24, help="that switch")
     args = p.parse_args(argv)
     from data.synthetic import write_dataset
