@@ -18,7 +18,7 @@ LINES, SECTION = 120, 8  # of README.md and of one of its sections, blank lines 
 ELSEWHERE = ("--multi_gpu", "MaverickAlex/", "=A/export", "=W5/export", "=C/export")  # 8 GPUs, the hub, a data set
 SMALL = {
     "--train": 6, "--test": 6, "--max-steps": 2, "--sample-every": 0, "--video-length": 16, "--pairs": 1,
-    "--frames": {"240": 12, "300": 16, "120": 12, "64": 34, "150": 16}, "1 2 5": "1", "60:a blue": "6:a blue",
+    "--frames": {"240": 12, "300": 16, "60": 24, "120": 12, "64": 34, "150": 16}, "1 2 5": "1", "60:a blue": "6:a blue",
 }  # fmt: skip
 
 
