@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from models.flav import FLAV, _check_architecture
+from models.fusion import placed
 from models.system_costs import TIME_FEATURES, Costs, Linear, Piece, widths
 
 
@@ -68,8 +69,17 @@ class FLAVCosts(Costs):
 
     def layers(self, batch: int, precision: str) -> list[Piece]:
         s, (stream, narrow) = _sizes(self.arguments, batch, self.T), widths(precision)
-        kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
-        return [Piece(_block_linears(s), pairs=s.D * _pairs(s), kept=kept, between=between, again=kept - between)]
+        fused, depth = len(placed(self.arguments["fusion_blocks"], self.depth)), self.depth
+        kinds = ((s, fused), (s._replace(fusion="none"), depth - fused))
+        return [_block(kind, stream, narrow, count) for kind, count in kinds if count]
+
+
+def _block(s: _Sizes, stream: int, narrow: int, count: int) -> Piece:
+    """One of `count` blocks."""
+    kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
+    more = 2 * s.D * (s.fusion == "adaptor")  # its norm
+    again = kept - between
+    return Piece(_block_linears(s), (), s.D * _pairs(s), more, kept, between, again, count=count)
 
 
 def _sizes(c: dict, batch: int, T: int | None) -> _Sizes:
@@ -127,16 +137,27 @@ def _fusion_linears(s: _Sizes) -> list[Linear]:
             return []
         case "a":
             return _attention_linears(s.N_v + s.N_a, s.D)
+        case "adaptor":
+            heard = [(s.N_v, s.D, s.D), (s.N_v, s.D, 2 * s.D), *2 * [(s.N_a, s.D, s.D)]]
+            return [*_attention_linears(s.N_v, s.D), *heard]
+        case "link":
+            sides = [linear for tokens in (s.N_v, s.N_a) for linear in _link_linears(tokens, s.D)]
+            return [*sides, *2 * [(s.frames, 2 * s.D, 6 * s.D)]]
         case "c" | "c_norm":
             return 2 * [(s.frames, s.D, s.D)]
     raise ValueError(f"fusion {s.fusion!r} has no cost formula; add it to models/flav_costs.py")
 
 
+def _link_linears(tokens: int, D: int) -> list[Linear]:
+    return [*_attention_linears(tokens, D), *2 * [(tokens, D, D)], (tokens, D, 4 * D), (tokens, 4 * D, D)]
+
+
 def _pairs(s: _Sizes) -> int:
     """Pairs of a query and a key in the attentions of one block."""
-    N = s.L + s.S
-    joint = N**2 * (s.T * (s.T + 1) // 2 if s.causal else s.T**2) if s.fusion == "a" else 0
-    return s.batch * (s.T * s.L**2 + s.L * s.T**2 + (s.T * s.S) ** 2 + joint)
+    joint = (s.L + s.S) ** 2
+    of_frames = {"a": joint, "link": joint, "adaptor": s.L * (s.L + s.S)}.get(s.fusion, 0)
+    seen = s.T * (s.T + 1) // 2 if s.causal else s.T**2
+    return s.batch * (s.T * s.L**2 + s.L * s.T**2 + (s.T * s.S) ** 2 + of_frames * seen)
 
 
 def _normed(D: int, stream: int) -> int:
@@ -161,12 +182,33 @@ def _fusion_bytes(s: _Sizes, stream: int, narrow: int) -> int:
         case "a":
             prefixes = narrow * D if s.causal and s.T > 1 else 0  # outputs of the frames are copied into one
             return (s.N_v + s.N_a) * (stream * D + 8 + 5 * narrow * D + 4 * s.heads + prefixes)
+        case "adaptor":
+            return _adaptor_bytes(s, stream, narrow)
+        case "link":
+            return _link_bytes(s, stream, narrow)
         case "b":
             return 2 * s.frames * stream * D
         case "c" | "c_norm":
             normed = stream * D + 8 if s.fusion == "c_norm" else 0
             return 2 * s.frames * (narrow * D + _condition(s, stream, narrow) + normed)
     raise ValueError(f"fusion {s.fusion!r} has no memory formula; add it to models/flav_costs.py")
+
+
+def _adaptor_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    D, seen = s.D, 1 if s.T * s.L == 1 else 2  # copies of what was seen: with its tokens apart, and in line
+    patch = 16 + stream * D + (11 + seen) * narrow * D + 4 * s.heads  # its first norm's input is the feed-forward's
+    sound = stream * D + 8 + 4 * narrow * D + 4 * s.heads
+    turned = narrow * s.T * (2 * s.L + s.S) * (D // s.heads)  # cosines and sines
+    return s.N_v * patch + s.N_a * sound + turned
+
+
+def _link_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    D = s.D
+    token = 2 * _normed(D, stream) + 19 * narrow * D + 4 * s.heads
+    casts = 2 if s.label_rows and narrow < stream else 1  # of the activated conditions, for each side
+    modulation = 2 * _condition(s, stream, narrow) + narrow * D * (2 * casts + 12 + 4)
+    turned = narrow * s.T * (s.L + s.S) * (D // s.heads)
+    return (s.N_v + s.N_a) * token + s.frames * modulation + turned
 
 
 def _condition(s: _Sizes, stream: int, narrow: int) -> int:

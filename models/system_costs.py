@@ -30,6 +30,7 @@ class Piece:
         kept: bytes that autograd keeps of it, each storage once, without weights and their copies.
         between, again: where layers are recomputed, bytes kept of it until then, and those on top while it is.
         learns: whether it is trained; what is frozen has no graph.
+        count: how many layers of this kind there are; None for as many as the system's depth.
     """
 
     linears: Sequence[Linear]
@@ -40,6 +41,7 @@ class Piece:
     between: int = 0
     again: int = 0
     learns: bool = True
+    count: int | None = None
 
     @property
     def parameters(self) -> int:
@@ -103,7 +105,7 @@ class Costs(ABC):
 
     @abstractmethod
     def layers(self, batch: int, precision: str) -> list[Piece]:
-        """A layer of each kind, of which there are `depth`."""
+        """A layer of each kind, of which there are `count`."""
 
     @property
     def arguments(self) -> dict:
@@ -155,7 +157,7 @@ class Costs(ABC):
         """
         flops = self.forward_flops(batch) + self._sum(lambda piece: piece.backward_flops, batch)
         if self.grad_ckpt and recomputed:
-            flops += self.depth * sum(x.forward_flops for x in self.layers(batch, "fp32") if x.learns)
+            flops += sum(self._count(x) * x.forward_flops for x in self.layers(batch, "fp32") if x.learns)
         return flops
 
     def activation_bytes(self, batch: int = 1, precision: str = "fp32") -> int:
@@ -175,8 +177,8 @@ class Costs(ABC):
         outer, layers = self._learning(batch, precision)
         around = sum(piece.kept for piece in outer)
         if self.grad_ckpt:
-            return around + self.depth * sum(x.between for x in layers) + max(x.again for x in layers)
-        return around + self.depth * sum(x.kept for x in layers)
+            return around + sum(self._count(x) * x.between for x in layers) + max(x.again for x in layers)
+        return around + sum(self._count(x) * x.kept for x in layers)
 
     def memory_plan(self, batch_per_gpu: int, gpus: int, strategy: str = "ddp", precision: str = "bf16") -> MemoryPlan:
         """Memory of one GPU in training. Not counted: CUDA's context, workspaces, gradients of activations, the codec.
@@ -224,8 +226,11 @@ class Costs(ABC):
 
     def _sum(self, of: Callable[[Piece], int], batch: int = 1) -> int:
         """Of all pieces."""
-        outer, layers = (sum(map(of, pieces(batch, "fp32"))) for pieces in (self.outer, self.layers))
-        return outer + self.depth * layers
+        layers = sum(self._count(x) * of(x) for x in self.layers(batch, "fp32"))
+        return sum(map(of, self.outer(batch, "fp32"))) + layers
+
+    def _count(self, layer: Piece) -> int:
+        return self.depth if layer.count is None else layer.count
 
     def _learning(self, batch: int, precision: str) -> tuple[list[Piece], list[Piece]]:
         """What is trained of `outer` and of `layers`."""
@@ -237,8 +242,9 @@ class Costs(ABC):
         Of layers that are recomputed those of one at a time live.
         """
         stream, narrow = widths(precision)
-        outer, layers = ([_weights(x.linears) for x in pieces] for pieces in self._learning(1, precision))
-        weights = sum(outer) + (max(layers) if self.grad_ckpt else self.depth * sum(layers))
+        outer, layers = self._learning(1, precision)
+        counted = [(1 if self.grad_ckpt else self._count(x)) * _weights(x.linears) for x in layers]
+        weights = sum(_weights(x.linears) for x in outer) + (max if self.grad_ckpt else sum)(counted)
         return narrow * weights if narrow < stream else 0
 
     def _gathered(self, precision: str) -> int:
