@@ -44,8 +44,11 @@ class _Sizes(NamedTuple):
 class FLAVCosts(Costs):
     """Costs of FLAV(**config) on windows of T frames, of the longest if none is given.
 
-    A causal mask does not lower the operations, but fusion a reads prefixes of whole frames instead of a mask, and only
-    those are counted.
+    A causal mask does not lower the operations, but fusions that attend over frames read prefixes of whole frames
+    instead of a mask, and only those are counted.
+
+    In stage "link" operations and bytes are at most these: what leads from the first link to the losses is counted as
+    if the gradient ran through all of it, and bytes as if it learnt.
 
     Raises (its methods):
         ValueError: FLAV would not take the configuration, batch or T.
@@ -53,33 +56,42 @@ class FLAVCosts(Costs):
 
     kind = FLAV
     T: int | None = None
+    stage: str | None = None
 
     @classmethod
     def of_training(
         cls, config: Mapping, shapes: tuple[Sequence[int], Sequence[int]], text: int = 0, stage: str | None = None
     ) -> Self:
-        """The configuration says it all: windows are the longest, texts are means, and there is one stage."""
-        return cls(config)
+        """The configuration says all of the sizes: windows are the longest, texts are means."""
+        return cls(config, stage=stage)
 
     def outer(self, batch: int, precision: str) -> list[Piece]:
         s = _sizes(self.arguments, batch, self.T)
         tables = s.L + s.S + 2 * s.window + 2 * s.label_rows  # rows of width D
         kept = _outer_bytes(s, *widths(precision))
-        return [Piece(_later_linears(s), _first_linears(s), more=tables * s.D + s.text, kept=kept)]  # the null text
+        more = tables * s.D + s.text  # the null text
+        if self.stage is None:
+            return [Piece([*_later_linears(s), *_heads(s)], _first_linears(s), more=more, kept=kept)]
+        still = [*_later_linears(s), *_first_linears(s)]
+        return [Piece((), passed=_heads(s), still=still, more_frozen=more, kept=kept)]
 
     def layers(self, batch: int, precision: str) -> list[Piece]:
         s, (stream, narrow) = _sizes(self.arguments, batch, self.T), widths(precision)
-        fused, depth = len(placed(self.arguments["fusion_blocks"], self.depth)), self.depth
-        kinds = ((s, fused), (s._replace(fusion="none"), depth - fused))
-        return [_block(kind, stream, narrow, count) for kind, count in kinds if count]
+        blocks = placed(self.arguments["fusion_blocks"], self.depth)
+        before = min(blocks) if self.stage else 0  # which have no graph in a stage that trains links alone
+        plain, frozen = s._replace(fusion="none"), self.stage is not None
+        kinds = ((s, len(blocks), True), (plain, self.depth - len(blocks) - before, True), (plain, before, False))
+        return [_block(kind, stream, narrow, frozen, count, graph) for kind, count, graph in kinds if count]
 
 
-def _block(s: _Sizes, stream: int, narrow: int, count: int) -> Piece:
-    """One of `count` blocks."""
+def _block(s: _Sizes, stream: int, narrow: int, frozen: bool, count: int, graph: bool) -> Piece:
+    """One of `count` blocks; frozen but for the fusion, with a graph or without."""
     kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
-    more = 2 * s.D * (s.fusion == "adaptor")  # its norm
-    again = kept - between
-    return Piece(_block_linears(s), (), s.D * _pairs(s), more, kept, between, again, count=count)
+    own = dict(pairs=s.D * _pairs(s), more=2 * s.D * (s.fusion == "adaptor"), kept=kept, between=between,
+               again=kept - between, learns=graph, count=count)  # fmt: skip
+    if frozen:
+        return Piece(_fusion_linears(s), passed=_token_linears(s), still=_adaln_linears(s), **own)
+    return Piece([*_token_linears(s), *_adaln_linears(s), *_fusion_linears(s)], **own)
 
 
 def _sizes(c: dict, batch: int, T: int | None) -> _Sizes:
@@ -113,18 +125,24 @@ def _first_linears(s: _Sizes) -> list[Linear]:
 
 
 def _later_linears(s: _Sizes) -> list[Linear]:
-    """Second layer of the time embedders, the maps of text, whose input may be the learned null text, and the heads."""
-    heads = [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels), *2 * [(s.frames, s.D, 2 * s.D)]]
+    """Maps of conditions: of time embedders, of text, whose input may be the learned null text, and of the heads."""
     texts = 2 * [(s.batch, s.text, s.D)] if s.text else []
-    return [*2 * [(s.frames, s.D, s.D)], *texts, *heads]
+    return [*2 * [(s.frames, s.D, s.D)], *texts, *2 * [(s.frames, s.D, 2 * s.D)]]
 
 
-def _block_linears(s: _Sizes) -> list[Linear]:
+def _heads(s: _Sizes) -> list[Linear]:
+    return [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels)]
+
+
+def _token_linears(s: _Sizes) -> list[Linear]:
+    """Maps of tokens in a block, without those of the fusion."""
     D, r = s.D, s.hidden
     attentions = [linear for tokens in (s.N_v, s.N_v, s.N_a) for linear in _attention_linears(tokens, D)]
-    adaln = [(s.frames, D, 6 * D), *3 * [(s.frames, D, 3 * D)]]
-    mlps = [linear for tokens in (s.N_v, s.N_a) for linear in [(tokens, D, r), (tokens, r, D)]]
-    return attentions + adaln + mlps + _fusion_linears(s)
+    return attentions + [linear for tokens in (s.N_v, s.N_a) for linear in [(tokens, D, r), (tokens, r, D)]]
+
+
+def _adaln_linears(s: _Sizes) -> list[Linear]:
+    return [(s.frames, s.D, 6 * s.D), *3 * [(s.frames, s.D, 3 * s.D)]]
 
 
 def _attention_linears(tokens: int, D: int) -> list[Linear]:

@@ -29,7 +29,9 @@ class Piece:
         more: parameters that are of no linear map.
         kept: bytes that autograd keeps of it, each storage once, without weights and their copies.
         between, again: where layers are recomputed, bytes kept of it until then, and those on top while it is.
-        learns: whether it is trained; what is frozen has no graph.
+        passed, still: maps that are frozen, whose input gets a gradient on its way to what learns, or none.
+        more_frozen: parameters that are frozen and of no linear map.
+        learns: whether any of it is trained; else it has no graph.
         count: how many layers of this kind there are; None for as many as the system's depth.
     """
 
@@ -42,20 +44,27 @@ class Piece:
     again: int = 0
     learns: bool = True
     count: int | None = None
+    passed: Sequence[Linear] = ()
+    still: Sequence[Linear] = ()
+    more_frozen: int = 0
 
     @property
     def parameters(self) -> int:
-        maps = (*self.linears, *self.first)
-        return _weights(maps) + sum(outputs for *_, outputs in maps) + self.more
+        return _with_biases((*self.linears, *self.first, *self.passed, *self.still)) + self.more + self.more_frozen
+
+    @property
+    def trained(self) -> int:
+        return (_with_biases((*self.linears, *self.first)) + self.more) * self.learns
 
     @property
     def forward_flops(self) -> int:
-        return _flops((*self.linears, *self.first)) + 4 * self.pairs
+        return _flops((*self.linears, *self.first, *self.passed, *self.still)) + 4 * self.pairs
 
     @property
     def backward_flops(self) -> int:
         """Twice the forward pass, since every product has two gradients of its own cost; maps of data have one."""
-        return (2 * self.forward_flops - _flops(self.first)) * self.learns
+        one = _flops((*self.first, *self.passed))
+        return (2 * (_flops(self.linears) + 4 * self.pairs) + one) * self.learns
 
 
 @dataclass(frozen=True)
@@ -137,7 +146,7 @@ class Costs(ABC):
     @property
     def trained(self) -> int:
         """Those of them that are trained."""
-        return self._sum(lambda piece: piece.parameters * piece.learns)
+        return self._sum(lambda piece: piece.trained)
 
     def forward_flops(self, batch: int = 1) -> int:
         """Floating-point operations of one forward pass, 2 per multiply-add of a matrix product.
@@ -243,15 +252,16 @@ class Costs(ABC):
         """
         stream, narrow = widths(precision)
         outer, layers = self._learning(1, precision)
-        counted = [(1 if self.grad_ckpt else self._count(x)) * _weights(x.linears) for x in layers]
-        weights = sum(_weights(x.linears) for x in outer) + (max if self.grad_ckpt else sum)(counted)
+        around = sum(_weights((*x.linears, *x.passed)) for x in outer)
+        counted = [(1 if self.grad_ckpt else self._count(x)) * _weights((*x.linears, *x.passed)) for x in layers]
+        weights = around + (max if self.grad_ckpt else sum)(counted)
         return narrow * weights if narrow < stream else 0
 
     def _gathered(self, precision: str) -> int:
         """Bytes that FSDP gathers."""
         around = sum(x.parameters for x in self.outer(1, precision))
         layers = self.layers(1, precision)
-        largest, learning = max(x.parameters for x in layers), max(x.parameters for x in layers if x.learns)
+        largest, learning = max(x.parameters for x in layers), max(x.trained for x in layers)
         return widths(precision)[1] * (around + 2 * largest + learning)
 
 
@@ -264,6 +274,10 @@ def widths(precision: str) -> tuple[int, int]:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
+
+
+def _with_biases(linears: Sequence[Linear]) -> int:
+    return _weights(linears) + sum(outputs for *_, outputs in linears)
 
 
 def _flops(linears: Sequence[Linear]) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import FLAV, fusion, load_model
 from models.flav_costs import FLAVCosts
@@ -14,6 +15,7 @@ from models.layers import rotated
 from pipeline.spec import fetch_checkpoint
 from tests.models.test_costs import SMALL as PRICED
 from tests.models.test_costs import built, counted, counted_in_training, kept_bytes
+from tests.models.test_costs import called as priced_call
 from tests.models.test_flav import SMALL, difference, random_inputs, random_model
 from tests.randomised import randomised
 
@@ -231,3 +233,18 @@ def test_costs_of_a_fusion_in_some_blocks_are_exact(blocks):
     costs = FLAVCosts({**config, "grad_ckpt": False}, 2)
     assert costs.activation_bytes(2, "bf16") == pytest.approx(kept, rel=1e-3)
     assert costs.memory_plan(2, 1, "ddp", "bf16").working == copied
+
+
+@pytest.mark.parametrize("blocks", [None, [1], [2, 0]])
+def test_costs_of_stage_link_are_of_what_learns_and_at_most_a_little_more_than_a_step_takes(blocks):
+    config = {**PRICED, "depth": 3, "fusion": "link", "fusion_blocks": blocks}
+    model, traced = (built(config, device) for device in ("cpu", "meta"))
+    costs = FLAVCosts.of_training(config, ((), ()), stage="link")
+    assert costs.trained == model.set_stage("link") == traced.set_stage("link") < costs.parameters
+    assert costs.parameters == sum(p.numel() for p in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        priced_call(traced, 2, PRICED["predict_frames"]).backward()
+    assert 1 <= costs.training_flops(2) / counter.get_total_flops() < 1.12
+    assert 1 <= costs.activation_bytes(2) / kept_bytes(model, 2, PRICED["predict_frames"])[0] < 2
+    plan = costs.memory_plan(2, 1, "ddp", "fp32")
+    assert (plan.gradients, plan.optimiser, plan.ema) == (4 * costs.trained, 8 * costs.trained, 4 * costs.trained)
