@@ -87,7 +87,8 @@ class FLAVCosts(Costs):
 def _block(s: _Sizes, stream: int, narrow: int, frozen: bool, count: int, graph: bool) -> Piece:
     """One of `count` blocks; frozen but for the fusion, with a graph or without."""
     kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
-    own = dict(pairs=s.D * _pairs(s), more=2 * s.D * (s.fusion == "adaptor"), kept=kept, between=between,
+    scales = {"adaptor": 2 * s.D, "link": 4 * s.D // s.heads}.get(s.fusion, 0)  # of its norms
+    own = dict(pairs=s.D * _pairs(s), more=scales, kept=kept, between=between,
                again=kept - between, learns=graph, count=count)  # fmt: skip
     if frozen:
         return Piece(_fusion_linears(s), passed=_token_linears(s), still=_adaln_linears(s), **own)
@@ -222,7 +223,8 @@ def _adaptor_bytes(s: _Sizes, stream: int, narrow: int) -> int:
 
 def _link_bytes(s: _Sizes, stream: int, narrow: int) -> int:
     D = s.D
-    token = 2 * _normed(D, stream) + 19 * narrow * D + 4 * s.heads
+    turned_tokens = (8 if narrow < stream else 3 * narrow) * D + 8 * D + 8 * s.heads  # norms of queries and keys
+    token = 2 * _normed(D, stream) + 19 * narrow * D + 4 * s.heads + turned_tokens
     casts = 2 if s.label_rows and narrow < stream else 1  # of the activated conditions, for each side
     modulation = 2 * _condition(s, stream, narrow) + narrow * D * (2 * casts + 12 + 4)
     turned = narrow * s.T * (s.L + s.S) * (D // s.heads)

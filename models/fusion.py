@@ -125,13 +125,15 @@ class LinkSide(nn.Module):
         self.enter, self.back = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.adaln = nn.Linear(2 * dim, 6 * dim)
         self.attn = Attention(dim, num_heads)
+        self.query_norm, self.key_norm = (nn.RMSNorm(dim // num_heads, eps=1e-6) for _ in range(2))
         self.mlp = Mlp(dim, 4 * dim)
 
     def inside(self, x: Tensor, both: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """x (B,T,N,D), both times' conditions (B,T,2D) -> it inside; its queries, keys, values; its modulation."""
         x = self.enter(x).to(x.dtype)  # under autocast as wide as the branch outside
         modulation = self.adaln(both).chunk(6, dim=-1)
-        heads = self.attn.heads(modulate(norm(x), *modulation[:2]).flatten(1, 2))
+        q, k, w = self.attn.heads(modulate(norm(x), *modulation[:2]).flatten(1, 2))
+        heads = self.query_norm(q).to(w.dtype), self.key_norm(k).to(w.dtype), w  # autocast would cast each prefix anew
         return x, tuple(y.unflatten(2, x.shape[1:3]) for y in heads), modulation[2:]  # (B,heads,T,N,d)
 
     def outside(self, x: Tensor, seen: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
@@ -145,8 +147,9 @@ class LinkSide(nn.Module):
 class Link(Fusion):
     """AV-Link's fusion block (arXiv 2412.15191, Eq. 3 and 4) as it rolls: joint attention, block-causal over frames.
 
-    Both sides are modulated by both times' conditions of their frame, joined; queries and keys of all tokens are turned
-    by the time that each stands at. The gates are zero at the start, so a linked model is then the one without a link.
+    Both sides are modulated by both times' conditions of their frame, joined; queries and keys, of unit size (QK norm),
+    are turned by the time that each token stands at. The gates are zero at the start, so a linked model is then the one
+    without a link.
     """
 
     def __init__(self, dim: int, num_heads: int):

@@ -173,7 +173,11 @@ def test_link_equals_attention_under_a_dense_mask_over_frames(link, causal):
     mods = [side.adaln(both).chunk(6, -1) for side in sides]
     inner = [side.enter(x) for side, x in zip(sides, (v, a))]
     plain = [F.layer_norm(x, (D,), eps=1e-6) * (1 + m[1]) + m[0] for x, m in zip(inner, mods)]
-    parts = [side.attn.qkv(x).chunk(3, -1) for side, x in zip(sides, plain)]
+    parts = []
+    for side, x in zip(sides, plain):
+        q, k, w = side.attn.qkv(x).unflatten(-1, (3, HEADS, -1)).unbind(-3)
+        q, k = (F.rms_norm(y, y.shape[-1:], one.weight, 1e-6) for y, one in ((q, side.query_norm), (k, side.key_norm)))
+        parts.append([y.flatten(-2) for y in (q, k, w)])
     q, k, w = (rearrange(torch.cat(pair, 2), "b t n (h d) -> b h (t n) d", h=HEADS) for pair in zip(*parts))
     frame = torch.arange(T).repeat_interleave(L + S)
     at = torch.cat([torch.arange(T)[:, None].expand(T, L) * S, torch.arange(T * S).view(T, S)], 1).flatten()
