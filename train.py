@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 import cli
 
-SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze",
-        "stage", "variant")  # fmt: skip
+SAME = ("model", "fusion", "fusion_blocks", "conditioning_times", "predict_frames", "causal_attn", "class_dropout_prob",
+        "dtype", "lora_rank", "freeze", "stage", "variant")  # fmt: skip
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
@@ -38,7 +38,10 @@ def parse(argv=None) -> argparse.Namespace:
     model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny; SyncFlow-XL/2, "
                        "SyncFlow-tiny")  # fmt: skip
     model.add_argument("--variant", help="of SyncFlow, for its ablations: no-adaptor, text-only, spatial-tap")
-    model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm")
+    model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm; "
+                       "adaptor, from picture to sound; link, both ways by time")  # fmt: skip
+    model.add_argument("--fusion-blocks", type=cli.whole, nargs="+", metavar="BLOCK", help="numbers of the blocks in "
+                       "which it does, from 0; all if not given")  # fmt: skip
     model.add_argument("--predict-frames", type=cli.positive, help="frames in the window, or of a whole clip; 10 and "
                        "32 if not given, or those of prepared clips")  # fmt: skip
     model.add_argument("--causal-attn", action=argparse.BooleanOptionalAction, default=True,
@@ -52,7 +55,10 @@ def parse(argv=None) -> argparse.Namespace:
     tune.add_argument("--init-from", help="checkpoint to begin with: a folder, a released one, or a hub id; classes "
                       "and window may be others")  # fmt: skip
     tune.add_argument("--stage", help="of SyncFlow: video; audio, which goes on from it (--init-from) with the video "
-                      "frozen; joint, all of it, if not given")  # fmt: skip
+                      "frozen; joint, all of it, if not given; of FLAV: link, which trains the fusion between frozen "
+                      "branches of a --fusion none run to make one side for the other")  # fmt: skip
+    tune.add_argument("--conditioning-times", type=float, nargs=2, metavar=("PICTURE", "SOUND"), help="--stage link: "
+                      "flow times at which the given side is held; 0.96 and 0.8 if not given")  # fmt: skip
     tune.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters that stay: 'blocks.0.*'")
     tune.add_argument("--lora-rank", type=cli.whole, default=0, help="train an adapter of this rank instead of the "
                       "weights; 0 for none")  # fmt: skip
@@ -215,7 +221,7 @@ def train(args) -> None:
                 learner.averaged_loss(inputs)[0] if telling else None
             )  # before the step, as the batch's own loss
             loss, norm = learner.step(inputs, lr)
-            meter.add(loss, inputs["times"], norm)
+            meter.add(loss, inputs["times"], norm, inputs.get("learning"))
 
             stopping = told_to_stop(accelerator, stop, done)
             if telling:

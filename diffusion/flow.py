@@ -75,6 +75,7 @@ def flow_loss(
     noise: tuple[Tensor, Tensor],
     weight: Callable[[Tensor], Tensor] = logit_normal_weight,
     y_a: Tensor | None = None,
+    learning: tuple[Tensor, Tensor] | None = None,
     **conditions,
 ) -> FlowLoss:
     """Weighted squared error of the predicted velocity, video term + audio term (Eq. 9, 10).
@@ -85,6 +86,8 @@ def flow_loss(
         times: (B,T), or (B,) of whole clips; or a pair of them for video and audio.
         noise: (eps_v, eps_a), shaped like v and a.
         weight: weight of a frame at time t.
+        learning: (B,) bool of video and audio, the clips in which its error counts; where it does not the side is
+            given, with error 0. None for all.
     Returns:
         FlowLoss; each term is a mean over the batch, the frames and the elements of a frame.
     """
@@ -94,6 +97,8 @@ def flow_loss(
     dv, da = model(interpolate(v, eps_v, t_v), interpolate(a, eps_a, t_a), t_v, t_a=t_a, **labels)
     error_v = _frame_error(dv, v - eps_v) * _weighed(weight, t_v)
     error_a = _frame_error(da, a - eps_a) * _weighed(weight, t_a)
+    if learning is not None:
+        error_v, error_a = (error * learns.unsqueeze(1) for error, learns in zip((error_v, error_a), learning))
     video, audio = error_v.mean(), error_a.mean()
     return FlowLoss(video + audio, video, audio, error_v.detach(), error_a.detach())
 

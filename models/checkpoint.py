@@ -20,9 +20,10 @@ class Pretrained(PyTorchModelHubMixin):
         rolls: whether each frame has a flow time of its own, so that streams can be made; else it makes whole clips.
         frames: of a clip in training, or of the window, where none are given.
         sampling: weight of the loss over time, or how times of clips are drawn, where none is given.
-        stages: of training, by name, and those of them that go on from trained weights.
+        stages: of training, by name; stages_from_weights: those of them that go on from trained weights;
+            stages_holding: those in which one side is given at a fixed time while the other learns.
         variants: arguments of its ablations, by name.
-        takes: sides that may be given while the other is made.
+        takes: sides that may be given while the other is made. methods: how, the one that is its own first.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
 
@@ -33,8 +34,10 @@ class Pretrained(PyTorchModelHubMixin):
     sampling: ClassVar[str]
     stages: ClassVar[tuple[str, ...]] = ()
     stages_from_weights: ClassVar[tuple[str, ...]] = ()
+    stages_holding: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[dict[str, dict]] = {}
     takes: ClassVar[tuple[str, ...]] = ("picture", "sound")
+    methods: ClassVar[tuple[str, ...]] = ("guide", "replace", "clean")
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]
 

@@ -113,7 +113,7 @@ class SyncFlow(
 
     _no_split_modules = ("VideoLayer", "SoundLayer", "Adaptor")  # of which FSDP makes units
     system, rolls, frames, sampling = "syncflow", False, 32, "uniform"
-    num_timesteps, cfg_scale, takes = 50, 6.0, ("picture",)
+    num_timesteps, cfg_scale, takes, methods = 50, 6.0, ("picture",), ("line",)
     stages, stages_from_weights = tuple(STAGES), ("audio",)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 

@@ -29,7 +29,10 @@ class Piece:
         more: parameters that are of no linear map.
         kept: bytes that autograd keeps of it, each storage once, without weights and their copies.
         between, again: where layers are recomputed, bytes kept of it until then, and those on top while it is.
-        learns: whether it is trained; what is frozen has no graph.
+        passed, still: maps that are frozen, whose input gets a gradient on its way to what learns, or none.
+        more_frozen: parameters that are frozen and of no linear map.
+        learns: whether any of it is trained; else it has no graph.
+        count: how many layers of this kind there are; None for as many as the system's depth.
     """
 
     linears: Sequence[Linear]
@@ -40,20 +43,28 @@ class Piece:
     between: int = 0
     again: int = 0
     learns: bool = True
+    count: int | None = None
+    passed: Sequence[Linear] = ()
+    still: Sequence[Linear] = ()
+    more_frozen: int = 0
 
     @property
     def parameters(self) -> int:
-        maps = (*self.linears, *self.first)
-        return _weights(maps) + sum(outputs for *_, outputs in maps) + self.more
+        return _with_biases((*self.linears, *self.first, *self.passed, *self.still)) + self.more + self.more_frozen
+
+    @property
+    def trained(self) -> int:
+        return (_with_biases((*self.linears, *self.first)) + self.more) * self.learns
 
     @property
     def forward_flops(self) -> int:
-        return _flops((*self.linears, *self.first)) + 4 * self.pairs
+        return _flops((*self.linears, *self.first, *self.passed, *self.still)) + 4 * self.pairs
 
     @property
     def backward_flops(self) -> int:
         """Twice the forward pass, since every product has two gradients of its own cost; maps of data have one."""
-        return (2 * self.forward_flops - _flops(self.first)) * self.learns
+        one = _flops((*self.first, *self.passed))
+        return (2 * (_flops(self.linears) + 4 * self.pairs) + one) * self.learns
 
 
 @dataclass(frozen=True)
@@ -103,7 +114,7 @@ class Costs(ABC):
 
     @abstractmethod
     def layers(self, batch: int, precision: str) -> list[Piece]:
-        """A layer of each kind, of which there are `depth`."""
+        """A layer of each kind, of which there are `count`."""
 
     @property
     def arguments(self) -> dict:
@@ -135,7 +146,7 @@ class Costs(ABC):
     @property
     def trained(self) -> int:
         """Those of them that are trained."""
-        return self._sum(lambda piece: piece.parameters * piece.learns)
+        return self._sum(lambda piece: piece.trained)
 
     def forward_flops(self, batch: int = 1) -> int:
         """Floating-point operations of one forward pass, 2 per multiply-add of a matrix product.
@@ -155,7 +166,7 @@ class Costs(ABC):
         """
         flops = self.forward_flops(batch) + self._sum(lambda piece: piece.backward_flops, batch)
         if self.grad_ckpt and recomputed:
-            flops += self.depth * sum(x.forward_flops for x in self.layers(batch, "fp32") if x.learns)
+            flops += sum(self._count(x) * x.forward_flops for x in self.layers(batch, "fp32") if x.learns)
         return flops
 
     def activation_bytes(self, batch: int = 1, precision: str = "fp32") -> int:
@@ -175,8 +186,8 @@ class Costs(ABC):
         outer, layers = self._learning(batch, precision)
         around = sum(piece.kept for piece in outer)
         if self.grad_ckpt:
-            return around + self.depth * sum(x.between for x in layers) + max(x.again for x in layers)
-        return around + self.depth * sum(x.kept for x in layers)
+            return around + sum(self._count(x) * x.between for x in layers) + max(x.again for x in layers)
+        return around + sum(self._count(x) * x.kept for x in layers)
 
     def memory_plan(self, batch_per_gpu: int, gpus: int, strategy: str = "ddp", precision: str = "bf16") -> MemoryPlan:
         """Memory of one GPU in training. Not counted: CUDA's context, workspaces, gradients of activations, the codec.
@@ -224,8 +235,11 @@ class Costs(ABC):
 
     def _sum(self, of: Callable[[Piece], int], batch: int = 1) -> int:
         """Of all pieces."""
-        outer, layers = (sum(map(of, pieces(batch, "fp32"))) for pieces in (self.outer, self.layers))
-        return outer + self.depth * layers
+        layers = sum(self._count(x) * of(x) for x in self.layers(batch, "fp32"))
+        return sum(map(of, self.outer(batch, "fp32"))) + layers
+
+    def _count(self, layer: Piece) -> int:
+        return self.depth if layer.count is None else layer.count
 
     def _learning(self, batch: int, precision: str) -> tuple[list[Piece], list[Piece]]:
         """What is trained of `outer` and of `layers`."""
@@ -237,15 +251,17 @@ class Costs(ABC):
         Of layers that are recomputed those of one at a time live.
         """
         stream, narrow = widths(precision)
-        outer, layers = ([_weights(x.linears) for x in pieces] for pieces in self._learning(1, precision))
-        weights = sum(outer) + (max(layers) if self.grad_ckpt else self.depth * sum(layers))
+        outer, layers = self._learning(1, precision)
+        around = sum(_weights((*x.linears, *x.passed)) for x in outer)
+        counted = [(1 if self.grad_ckpt else self._count(x)) * _weights((*x.linears, *x.passed)) for x in layers]
+        weights = around + (max if self.grad_ckpt else sum)(counted)
         return narrow * weights if narrow < stream else 0
 
     def _gathered(self, precision: str) -> int:
         """Bytes that FSDP gathers."""
         around = sum(x.parameters for x in self.outer(1, precision))
         layers = self.layers(1, precision)
-        largest, learning = max(x.parameters for x in layers), max(x.parameters for x in layers if x.learns)
+        largest, learning = max(x.parameters for x in layers), max(x.trained for x in layers)
         return widths(precision)[1] * (around + 2 * largest + learning)
 
 
@@ -258,6 +274,10 @@ def widths(precision: str) -> tuple[int, int]:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
+
+
+def _with_biases(linears: Sequence[Linear]) -> int:
+    return _weights(linears) + sum(outputs for *_, outputs in linears)
 
 
 def _flops(linears: Sequence[Linear]) -> int:

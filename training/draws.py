@@ -1,6 +1,6 @@
 """The random part of a training step, as functions of (seed, step, place in the global batch)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -53,13 +53,15 @@ class Draws:
         posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
         v, noise = mean + std * posterior, (eps_v, eps_a)
         times = tuple(sent(t, mean.device) for t in self._times(drawn))
+        learning = self._learning(drawn, mean.device)
         if self.null_label is None:
-            return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None)
+            return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None, **learning)
         y = chosen_captions(y, drawn.caption) if self.texts else y
         y = y.masked_fill(drawn.drop < self.drop, self.null_label)
         cut = self._cut(drawn, y) if self.cuts else None
         v, a = (x if cut is None else spliced(x, cut) for x in (v, a))
-        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **self._said(y, cut, mean))
+        said = self._said(y, cut, mean)
+        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **said, **learning)
 
     def _paired(self, noise: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The noise of each clip: as it was drawn."""
@@ -88,6 +90,38 @@ class Draws:
         early, T = drawn.pre_rolling < self.theta, self.shapes[0][0]
         t, t_a = draw_times(drawn.w, early, T), draw_times(drawn.w_a, early, T)
         return paired_times(t, t_a, drawn.independent, self.independent)
+
+    def _learning(self, drawn: TrainingDraws, device: torch.device) -> dict:
+        """Which sides learn, as `flow_loss` is told: both of all clips."""
+        return {}
+
+
+class HeldDraws(Draws):
+    """The random part of a step that trains a link: a side of each clip is given, the other learns (AV-Link, Eq. 5).
+
+    The given side is at its conditioning time in every frame, the other at its usual ones. Sides take turns by chance.
+
+    Args:
+        how: as of `Draws`. conditioning_times: of a given picture and of a given sound.
+        carries: sides that may be given, of "picture" and "sound".
+    """
+
+    def __init__(self, *how, conditioning_times: Sequence[float], carries: Sequence[str]):
+        super().__init__(*how)
+        self.conditioning_times, self.carries = conditioning_times, carries
+
+    def _given(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        """(B,) bool of picture and of sound, in which clips it is given."""
+        turn = (drawn.independent * len(self.carries)).long()
+        return tuple(torch.isin(turn, torch.tensor([i for i, own in enumerate(self.carries) if own == side]))
+                     for side in ("picture", "sound"))  # fmt: skip
+
+    def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        held = zip(super()._times(drawn), self._given(drawn), self.conditioning_times)
+        return tuple(torch.where(given.unsqueeze(1), at, t) for t, given, at in held)
+
+    def _learning(self, drawn: TrainingDraws, device: torch.device) -> dict:
+        return {"learning": tuple(sent(~given, device) for given in self._given(drawn))}
 
 
 class ClipDraws(Draws):

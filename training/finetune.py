@@ -153,6 +153,16 @@ def freeze(model: nn.Module, patterns: list[str]) -> int:
     return trainable_size(model, f"freezing {', '.join(patterns)}")
 
 
+def check_frozen(model: nn.Module, report: Report | None, stage: str) -> None:
+    """Raise a ValueError if a stage freezes weights that the source, if there is one, did not have in full."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    strange = [name for name in (report.left | report.resized if report else {}) if name in frozen]
+    if strange:
+        raise ValueError(f"{report.source} lacks {few(strange)}, which stage {stage} freezes "
+                         f"({'; '.join(report.differs) or 'nothing else differs'}); give weights of this very "
+                         "shape, window and classes")  # fmt: skip
+
+
 def trainable_size(model: nn.Module, after: str) -> int:
     """How many numbers training changes; a ValueError if there are none `after` something was done."""
     size = sum(p.numel() for p in trainable(model))

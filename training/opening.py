@@ -19,7 +19,7 @@ from models import model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
 from models.costs import COSTS
-from models.fusion import FUSIONS
+from models.fusion import CONDITIONING_TIMES, FUSIONS, check_conditioning_times, placed
 from models.system_costs import Costs
 from models.text import TEXT_ENCODERS, load_text_encoder
 from pipeline.avcodec import AVCodec
@@ -27,9 +27,9 @@ from pipeline.avpipeline import AVPipeline
 from pipeline.clips import clip_shapes
 from pipeline.spec import AVSpec, fetch_checkpoint
 from pipeline.whole import replaced_folder
-from training.draws import ClipDraws, Draws
+from training.draws import ClipDraws, Draws, HeldDraws
 from training.encode import make_codec
-from training.finetune import freeze, initialise
+from training.finetune import check_frozen, freeze, initialise
 from training.lora import add_lora
 from training.texts import Texts, encoded_texts, prepared_texts
 from vocoder.autoencoder import SOUND_CODECS
@@ -63,6 +63,7 @@ def check_names(args: Namespace) -> type[Pretrained]:
             raise ValueError(f"--{name} {value} is none of {args.model}; {told}")
     if args.stage in kind.stages_from_weights and not args.init_from:
         raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
+    settle_link(args, kind)
     if not kind.rolls and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
     args.sampling = args.sampling or kind.sampling
@@ -75,6 +76,29 @@ def check_names(args: Namespace) -> type[Pretrained]:
         raise ValueError(f"--cuts is of frames that have texts of their own, and {args.model} has one for a clip; "
                          "leave it out")  # fmt: skip
     return kind
+
+
+def settle_link(args: Namespace, kind: type[Pretrained]) -> None:
+    """Where the fusion is, and the conditioning times of a stage that holds a side, are settled in `args`.
+
+    Raises:
+        ValueError: they cannot be, or nothing passes between the sides, or the stage holds none.
+    """
+    if args.fusion_blocks is not None:
+        placed(args.fusion_blocks, kind.presets[args.model]["depth"])
+    if args.stage not in kind.stages_holding:
+        if args.conditioning_times is not None:
+            raise ValueError(f"--conditioning-times {args.conditioning_times} are of a stage that holds one side, such "
+                             "as --stage link; leave them out")  # fmt: skip
+        return
+    args.conditioning_times = args.conditioning_times or list(CONDITIONING_TIMES)
+    check_conditioning_times(args.conditioning_times)
+    if not FUSIONS[args.fusion].carries:
+        raise ValueError(f"--stage {args.stage} trains what passes between the sides, and with --fusion {args.fusion} "
+                         "nothing does; take link or adaptor")  # fmt: skip
+    if args.independent_times:
+        raise ValueError(f"--independent-times {args.independent_times} draws times that --stage {args.stage} holds; "
+                         "leave it out")  # fmt: skip
 
 
 def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tuple[ClipDataset, AVCodec]:
@@ -186,7 +210,8 @@ def first_codec(args: Namespace, dataset: ClipDataset, wanted: AVSpec, progress:
 def model_config(args: Namespace, codec: AVCodec) -> dict:
     """Arguments of the model of --model for these codecs: of all that is known, what its class takes."""
     kind, own = model_of_preset(args.model), ("class_dropout_prob", "text_width", "predict_frames", "grad_ckpt",
-                                              "causal_attn", "fusion")  # fmt: skip
+                                              "causal_attn", "fusion", "fusion_blocks",
+                                              "conditioning_times")  # fmt: skip
     known = {**{name: getattr(args, name) for name in own}, "num_classes": len(codec.spec.class_names), **codec.facts}
     taken = inspect.signature(kind).parameters
     variant = kind.variants.get(args.variant, {})
@@ -208,7 +233,10 @@ def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, 
         return ClipDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
     shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
-    return Draws(args.seed, rows, shapes, *chances, texts, args.cuts)
+    how = (args.seed, rows, shapes, *chances, texts, args.cuts)
+    if args.stage in model.stages_holding:
+        return HeldDraws(*how, conditioning_times=model.conditioning_times, carries=model.carries)
+    return Draws(*how)
 
 
 def run_costs(args: Namespace, codec: AVCodec, texts: Texts | None) -> Costs:
@@ -230,6 +258,7 @@ def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> No
     Raises:
         ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
     """
+    report = None
     if args.init_from:
         report = initialise(model, args.init_from, class_names)
         log.info("%s", report)
@@ -238,6 +267,7 @@ def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> No
                         "; ".join(report.differs))  # fmt: skip
     if args.stage:
         log.info("stage %s: %s numbers are trained", args.stage, model.set_stage(args.stage))
+        check_frozen(model, report, args.stage)
     if args.freeze:
         log.info("%s numbers are trained", freeze(model, args.freeze))
     if args.lora_rank:
