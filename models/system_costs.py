@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from models.checkpoint import Pretrained
 
@@ -17,6 +17,16 @@ STRATEGIES = ("ddp", "fsdp")
 H100_BF16 = 989e12  # FLOP/s of an H100 SXM by its data sheet, dense
 
 Linear = tuple[int, int, int]  # rows, inputs, outputs of a linear map
+
+
+class ClipSize(NamedTuple):
+    """A clip as the model gets it: T (latent) frames of height x width, tokens of its sound and of its text."""
+
+    T: int
+    height: int
+    width: int
+    sound: int
+    text: int
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Piece:
         more: parameters that are of no linear map.
         kept: bytes that autograd keeps of it, each storage once, without weights and their copies.
         between, again: where layers are recomputed, bytes kept of it until then, and those on top while it is.
-        learns: whether it is trained; what is frozen has no graph.
+        learns: whether it is trained. passes: whether gradients pass through what is frozen; else it has no graph.
     """
 
     linears: Sequence[Linear]
@@ -40,6 +50,12 @@ class Piece:
     between: int = 0
     again: int = 0
     learns: bool = True
+    passes: bool = False
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether autograd keeps anything of it."""
+        return self.learns or self.passes
 
     @property
     def parameters(self) -> int:
@@ -52,7 +68,12 @@ class Piece:
 
     @property
     def backward_flops(self) -> int:
-        """Twice the forward pass, since every product has two gradients of its own cost; maps of data have one."""
+        """Twice the forward pass, since every product has two gradients of its own cost; maps of data have one.
+
+        Of what gradients pass through, maps have the gradient of their input alone, those of data none.
+        """
+        if self.passes:
+            return _flops(self.linears) + 8 * self.pairs
         return (2 * self.forward_flops - _flops(self.first)) * self.learns
 
 
@@ -105,6 +126,10 @@ class Costs(ABC):
     def layers(self, batch: int, precision: str) -> list[Piece]:
         """A layer of each kind, of which there are `depth`."""
 
+    def repeated(self, batch: int, precision: str) -> list[tuple[int, Piece]]:
+        """How many there are of each layer."""
+        return [(self.depth, layer) for layer in self.layers(batch, precision)]
+
     @property
     def arguments(self) -> dict:
         """All arguments of the model.
@@ -148,6 +173,8 @@ class Costs(ABC):
     def training_flops(self, batch: int = 1, recomputed: bool = True) -> int:
         """Operations of forward and backward: 3 x forward of what learns, 4 x where its layers are recomputed.
 
+        Of what gradients pass through on their way it is about 2 x and 3 x.
+
         What fused attention kernels recompute of their scores is not counted.
 
         Args:
@@ -155,7 +182,7 @@ class Costs(ABC):
         """
         flops = self.forward_flops(batch) + self._sum(lambda piece: piece.backward_flops, batch)
         if self.grad_ckpt and recomputed:
-            flops += self.depth * sum(x.forward_flops for x in self.layers(batch, "fp32") if x.learns)
+            flops += sum(n * x.forward_flops for n, x in self.repeated(batch, "fp32") if x.has_graph)
         return flops
 
     def activation_bytes(self, batch: int = 1, precision: str = "fp32") -> int:
@@ -175,8 +202,8 @@ class Costs(ABC):
         outer, layers = self._learning(batch, precision)
         around = sum(piece.kept for piece in outer)
         if self.grad_ckpt:
-            return around + self.depth * sum(x.between for x in layers) + max(x.again for x in layers)
-        return around + self.depth * sum(x.kept for x in layers)
+            return around + sum(n * x.between for n, x in layers) + max(x.again for _, x in layers)
+        return around + sum(n * x.kept for n, x in layers)
 
     def memory_plan(self, batch_per_gpu: int, gpus: int, strategy: str = "ddp", precision: str = "bf16") -> MemoryPlan:
         """Memory of one GPU in training. Not counted: CUDA's context, workspaces, gradients of activations, the codec.
@@ -224,12 +251,13 @@ class Costs(ABC):
 
     def _sum(self, of: Callable[[Piece], int], batch: int = 1) -> int:
         """Of all pieces."""
-        outer, layers = (sum(map(of, pieces(batch, "fp32"))) for pieces in (self.outer, self.layers))
-        return outer + self.depth * layers
+        layers = sum(n * of(x) for n, x in self.repeated(batch, "fp32"))
+        return sum(map(of, self.outer(batch, "fp32"))) + layers
 
-    def _learning(self, batch: int, precision: str) -> tuple[list[Piece], list[Piece]]:
-        """What is trained of `outer` and of `layers`."""
-        return tuple([x for x in pieces(batch, precision) if x.learns] for pieces in (self.outer, self.layers))
+    def _learning(self, batch: int, precision: str) -> tuple[list[Piece], list[tuple[int, Piece]]]:
+        """What has a graph of what is around the layers, and of the layers."""
+        outer, layers = self.outer(batch, precision), self.repeated(batch, precision)
+        return [x for x in outer if x.has_graph], [(n, x) for n, x in layers if x.has_graph]
 
     def _copied(self, precision: str) -> int:
         """Bytes of the copies that autocast makes of weights for products, as long as the backward pass needs them.
@@ -237,14 +265,16 @@ class Costs(ABC):
         Of layers that are recomputed those of one at a time live.
         """
         stream, narrow = widths(precision)
-        outer, layers = ([_weights(x.linears) for x in pieces] for pieces in self._learning(1, precision))
-        weights = sum(outer) + (max(layers) if self.grad_ckpt else self.depth * sum(layers))
+        outer, layers = self._learning(1, precision)
+        of_layers = [(n, _weights(x.linears)) for n, x in layers]
+        repeated = max(size for _, size in of_layers) if self.grad_ckpt else sum(n * size for n, size in of_layers)
+        weights = sum(_weights(x.linears) for x in outer) + repeated
         return narrow * weights if narrow < stream else 0
 
     def _gathered(self, precision: str) -> int:
         """Bytes that FSDP gathers."""
         around = sum(x.parameters for x in self.outer(1, precision))
-        layers = self.layers(1, precision)
+        layers = [x for _, x in self.repeated(1, precision)]
         largest, learning = max(x.parameters for x in layers), max(x.parameters for x in layers if x.learns)
         return widths(precision)[1] * (around + 2 * largest + learning)
 
@@ -258,6 +288,34 @@ def widths(precision: str) -> tuple[int, int]:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
+
+
+def attention_linears(queries: int, keys: int, D: int) -> list[Linear]:
+    """Maps of an attention: of queries, of keys with values, and of what comes out."""
+    return [(queries, D, D), (keys, D, 2 * D), (queries, D, D)]
+
+
+def mlp_linears(tokens: int, D: int) -> list[Linear]:
+    """Maps of a feed-forward."""
+    return [(tokens, D, 4 * D), (tokens, 4 * D, D)]
+
+
+def copies(products: int, stream: int, narrow: int) -> int:
+    """Bytes of a value of the stream as the input of products, for each of which autocast copies it."""
+    return products * narrow if narrow < stream else stream
+
+
+def attention_bytes(D: int, heads: int, queries: int, keys: int, narrow: int, stream: int, places: int = 0) -> int:
+    """What an attention keeps between its inputs and its output.
+
+    Of queries and keys: the norm's input and output in float32, its statistic, and what the attention reads; keys' and
+    values' product as one; the attention's output and logsumexp; sines of `places` positions.
+    """
+    normed = 4 * heads
+    query = 8 * D + narrow * D + normed
+    key = (4 * (1 + (narrow < stream)) + narrow) * D + normed
+    out = narrow * D * (1 + (places > 0)) + 4 * heads  # the CPU copies it where queries were turned by their places
+    return queries * (query + out) + keys * (key + 2 * narrow * D) + narrow * places * (D // heads)
 
 
 def _flops(linears: Sequence[Linear]) -> int:

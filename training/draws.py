@@ -48,10 +48,7 @@ class Draws:
 
         y: on the CPU, (B,), or with texts (B,K), captions of a clip before -1 that fill the row.
         """
-        drawn = training_draws(self.seed, step, self.rows, *self.shapes)
-        gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
-        posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
-        v, noise = mean + std * posterior, (eps_v, eps_a)
+        drawn, v, noise = self._drawn(step, mean, std)
         times = tuple(sent(t, mean.device) for t in self._times(drawn))
         if self.null_label is None:
             return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None)
@@ -60,6 +57,13 @@ class Draws:
         cut = self._cut(drawn, y) if self.cuts else None
         v, a = (x if cut is None else spliced(x, cut) for x in (v, a))
         return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **self._said(y, cut, mean))
+
+    def _drawn(self, step: int, mean: Tensor, std: Tensor) -> tuple[TrainingDraws, Tensor, tuple[Tensor, Tensor]]:
+        """All that is random in a step; a draw of the picture's latents, and the noise of both sides, on the device."""
+        drawn = training_draws(self.seed, step, self.rows, *self.shapes)
+        gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
+        posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
+        return drawn, mean + std * posterior, (eps_v, eps_a)
 
     def _paired(self, noise: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The noise of each clip: as it was drawn."""
@@ -81,7 +85,7 @@ class Draws:
         if cut is not None:  # a frame's text is the mean of its tokens
             means, there = (x.unsqueeze(1).expand(*cut.shape, *x.shape[1:]) for x in (text.pooled(), text.there))
             text = Text(*(spliced(x, cut).unsqueeze(2) for x in (means, there)))
-        return {"y": None, "text": Text(sent(text.tokens.to(like.dtype), like.device), sent(text.mask, like.device))}
+        return {"y": None, "text": on_device(text, like)}
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
         """Times (B,T) of video and audio."""
@@ -98,6 +102,7 @@ class ClipDraws(Draws):
         sampling: how times are drawn, a key of TIMES. spread: more of it, such as the mean of logit-normal times.
         pairing: noise is led to clips by optimal transport within so many of them; 0 for none. Costs are compared on
             the CPU, so each step waits for the device.
+        alone: the side whose tower alone is called, of a model that has towers of each; None for both.
     Raises:
         ValueError: there is no such way to draw times.
     """
@@ -113,11 +118,16 @@ class ClipDraws(Draws):
         sampling: str = "uniform",
         spread: Mapping[str, float] | None = None,
         pairing: int = 0,
+        alone: str | None = None,
     ):
         if sampling not in TIMES:
             raise ValueError(f"--sampling {sampling} draws no times of whole clips; choose {' or '.join(TIMES)}")
         super().__init__(seed, rows, shapes, 0.0, drop, null_label, texts=texts)
         self.drawn_as, self.pairing = partial(TIMES[sampling], **(spread or {})), pairing
+        self.called = {"alone": alone} if alone else {}
+
+    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
+        return super().__call__(step, mean, std, a, y) | self.called
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
         """Times (B,), the same of video and audio."""
@@ -132,6 +142,11 @@ class ClipDraws(Draws):
 
 
 TIMES: dict[str, Callable[[Tensor], Tensor]] = {"uniform": lambda u: u, "logit": logit_normal_times}
+
+
+def on_device(text: Text, like: Tensor) -> Text:
+    """A text where `like` is, in its dtype."""
+    return Text(sent(text.tokens.to(like.dtype), like.device), sent(text.mask, like.device))
 
 
 def beside(x: Tensor) -> Tensor:
