@@ -93,15 +93,18 @@ class FusionBlock(nn.Module):
         six = {side: self.modulation[side](F.silu(c)).unsqueeze(1).chunk(6, dim=-1) for side in used}  # (B,1,D) each
         shown = {side: norm(x[side]) * (1 + six[side][1]) + six[side][0] for side in used}
         keys = {side: self.attn[side].keys_values(shown[side], at[side]) for side in used if side in heard}
-        return tuple(self._update(side, x, six, shown, keys, at).view_as(frames[side]) if side in told else None
+        joined = {others: _joined([keys[other] for other in others]) for others in map(self.heard, told)}
+        inside = {side: (x[side], shown[side], six[side], joined[self.heard(side)], at[side]) for side in told}
+        return tuple(self._update(side, *inside[side]).view_as(frames[side]) if side in told else None
                      for side in SIDES)  # fmt: skip
 
-    def _update(self, side: str, x: dict, six: dict, shown: dict, keys: dict, at: dict) -> Tensor:
-        """What is added to the tokens of a side, (B,T*L,D_m), from what all sides are inside the block."""
-        k, w = (torch.cat(parts, 2) for parts in zip(*(keys[other] for other in self.heard(side))))
-        gate, shift, scale, gate_m = six[side][2:]
-        u = gate * self.attn[side].attended(self.attn[side].queries(shown[side], at[side]), k, w)
-        u = u + gate_m * self.mlp[side](norm(x[side] + u) * (1 + scale) + shift)
+    def _update(
+        self, side: str, x: Tensor, shown: Tensor, six: Sequence[Tensor], keys: tuple[Tensor, Tensor], at: Tensor
+    ) -> Tensor:
+        """What is added to the tokens of a side, (B,T*L,D_m): of x inside the block, as it is shown to attentions."""
+        gate, shift, scale, gate_m = six[2:]
+        u = gate * self.attn[side].attended(self.attn[side].queries(shown, at), *keys)
+        u = u + gate_m * self.mlp[side](norm(x + u) * (1 + scale) + shift)
         return self.leave[side](u)
 
 
@@ -154,6 +157,11 @@ def _nearest(x: Tensor, at: Tensor, x_at: Tensor) -> Tensor:
     """Mean token of the frames of x (B,K,L,D), at (K,), that are nearest to the places `at` (N,): (B,N,1,D)."""
     nearest = (at.unsqueeze(1) - x_at).abs().argmin(1)
     return x.mean(2, keepdim=True)[:, nearest]
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Keys and values of several sides in a row."""
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(x, 2) for x in zip(*parts))
 
 
 def _of_each(make: Callable[[int], nn.Module], widths: tuple[int, int]) -> nn.ModuleDict:

@@ -36,19 +36,23 @@ class Piece:
     Args:
         linears: maps whose input gets a gradient. first: maps of data, whose input gets none.
         pairs: of a query and a key in its attentions, times their width.
+        known: of these pairs, those whose keys and values get no gradient where it passes.
         more: parameters that are of no linear map.
         kept: bytes that autograd keeps of it, each storage once, without weights and their copies.
         between, again: where layers are recomputed, bytes kept of it until then, and those on top while it is.
+        ends: operations of the map at its end, which recomputing leaves out since nothing needs what it gives.
         learns: whether it is trained. passes: whether gradients pass through what is frozen; else it has no graph.
     """
 
     linears: Sequence[Linear]
     first: Sequence[Linear] = ()
     pairs: int = 0
+    known: int = 0
     more: int = 0
     kept: int = 0
     between: int = 0
     again: int = 0
+    ends: int = 0
     learns: bool = True
     passes: bool = False
 
@@ -73,7 +77,7 @@ class Piece:
         Of what gradients pass through, maps have the gradient of their input alone, those of data none.
         """
         if self.passes:
-            return _flops(self.linears) + 8 * self.pairs
+            return _flops(self.linears) + 8 * self.pairs - 4 * self.known
         return (2 * self.forward_flops - _flops(self.first)) * self.learns
 
 
@@ -182,7 +186,7 @@ class Costs(ABC):
         """
         flops = self.forward_flops(batch) + self._sum(lambda piece: piece.backward_flops, batch)
         if self.grad_ckpt and recomputed:
-            flops += sum(n * x.forward_flops for n, x in self.repeated(batch, "fp32") if x.has_graph)
+            flops += sum(n * (x.forward_flops - x.ends) for n, x in self.repeated(batch, "fp32") if x.has_graph)
         return flops
 
     def activation_bytes(self, batch: int = 1, precision: str = "fp32") -> int:
@@ -305,16 +309,20 @@ def copies(products: int, stream: int, narrow: int) -> int:
     return products * narrow if narrow < stream else stream
 
 
-def attention_bytes(D: int, heads: int, queries: int, keys: int, narrow: int, stream: int, places: int = 0) -> int:
+def attention_bytes(
+    D: int, heads: int, queries: int, keys: int, narrow: int, stream: int, places: int = 0, learns: bool = True
+) -> int:
     """What an attention keeps between its inputs and its output.
 
     Of queries and keys: the norm's input and output in float32, its statistic, and what the attention reads; keys' and
-    values' product as one; the attention's output and logsumexp; sines of `places` positions.
+    values' product as one; the attention's output and logsumexp; sines of `places` positions. Of one through which
+    gradients pass, the norms' outputs are not kept.
     """
     normed = 4 * heads
-    query = 8 * D + narrow * D + normed
-    key = (4 * (1 + (narrow < stream)) + narrow) * D + normed
-    out = narrow * D * (1 + (places > 0)) + 4 * heads  # the CPU copies it where queries were turned by their places
+    query = 4 * (1 + learns) * D + narrow * D + normed
+    key = (4 * (learns + (narrow < stream)) + narrow) * D + normed
+    copied = places > 0 and learns  # by the CPU, where queries were turned by their places
+    out = narrow * D * (1 + copied) + 4 * heads
     return queries * (query + out) + keys * (key + 2 * narrow * D) + narrow * places * (D // heads)
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from einops import rearrange
 
 from models.avlink import AVLink, AVLink_presets, placed
 from models.layers import rotated
@@ -101,6 +102,30 @@ def test_every_patch_reaches_every_other_and_its_place_matters(model):
     for axis in (1, 3, 4):
         turned = model(v.flip(axis).contiguous(), None, t, alone="picture")[0].flip(axis)
         assert apart(turned, dv) > 1e-3
+
+
+def test_tower_of_sound_hears_all_of_it_and_when(model):
+    _, a, t = clip(B=1)
+    da = model(None, a, t, alone="sound")[1]
+    other = a.clone()
+    other[:, 8:] += 1
+    assert (model(None, other, t, alone="sound")[1] - da).abs().amax((0, 2)).min() > 1e-6
+    turned = model(None, a.unflatten(1, (-1, 2)).flip(1).flatten(1, 2), t, alone="sound")[1]
+    assert apart(turned.unflatten(1, (-1, 2)).flip(1).flatten(1, 2), da) > 1e-3
+
+
+def test_patches_come_out_where_they_went_in_and_tokens_of_a_patch_in_their_order(model):
+    """Of what is embedded by an orthogonal map, and led back by its inverse."""
+    v, a, _ = clip()
+    for tower, x in ((model.picture, v), (model.sound, a)):
+        plain = type(tower)(tower.channels, tower.patch, 12 if x is v else 8, 0, 1, 0).double()
+        weight = plain.embed.weight.flatten(1)
+        torch.nn.init.orthogonal_(weight)
+        tokens = torch.nn.functional.linear(
+            plain.begin(x, torch.zeros(2).double(), None).x - plain.embed.bias, weight.T
+        )
+        tokens = rearrange(tokens, "b t n (c p q) -> b t n (p q c)", p=2, q=2) if x is v else tokens
+        assert_close_by_size(plain._values(tokens, x), x)
 
 
 def test_positions_turn_each_axis_by_itself_and_differences_alone_are_seen():
@@ -300,7 +325,11 @@ def test_other_side_of_a_given_one_is_made_as_together_for_less(model, given):
     (v, a, t), ran = clip(), []
     together = dict(zip(SIDES, model(v, a, t, t_a=t / 2)))
     hooks = [layer.register_forward_hook(lambda *_: ran.append(1)) for layer in getattr(model, given).layers]
+    asked = []
+    hooks += [block.register_forward_pre_hook(lambda _, args: asked.append(args[-1]))
+              for block in model.link["blocks"].values()]  # fmt: skip
     made = dict(zip(SIDES, model(v, a, t, t_a=t / 2, given=given)))
+    assert asked == [SIDES, (GENERATED[given],)]  # the last one tells nothing that is not looked at
     for hook in hooks:
         hook.remove()
     assert made[given] is None and len(ran) == 3  # it ends after the last block
@@ -415,9 +444,11 @@ def test_no_graph_is_kept_before_the_link_and_of_a_given_side_that_hears_nothing
 def test_checkpointed_layers_give_the_same_gradients_to_the_bit():
     grads = []
     for grad_ckpt in (False, True):
-        model, (v, a, t) = avlink(grad_ckpt=grad_ckpt), clip()
+        model, (v, a, t), ran = avlink(grad_ckpt=grad_ckpt), clip(), []
         model.set_stage("link")
+        model.picture.layers[2].register_forward_pre_hook(lambda *_, ran=ran: ran.append(1))
         sum(x.square().mean() for x in model(v, a, t)).backward()
+        assert len(ran) == 1 + grad_ckpt
         grads.append([p.grad for p in model.parameters() if p.requires_grad])
     assert all(torch.equal(one, two) for one, two in zip(*grads, strict=True))
 
