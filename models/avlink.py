@@ -21,6 +21,7 @@ from models.towers import AXES, Passage, PictureTower, SoundTower, Tower
 TOWERS = {"video": "picture", "audio": "sound"}  # stage of training -> the side whose tower learns in it, alone
 TOLD = {"v2a": ("sound",), "a2v": ("picture",), "link": SIDES}  # -> the sides that the link learns to make
 STAGES = (*TOWERS, *TOLD)
+TRAINING = {"lr": 3e-4, "warmup_steps": 10_000, "beta2": 0.99, "weight_decay": 0.01, "pairing": 0}
 GIVEN_TIMES = {"picture": 0.96, "sound": 0.8}  # flow time at which a given side is shown
 
 
@@ -52,8 +53,8 @@ class AVLink(
 
     _no_split_modules = ("Layer", *(kind.__name__ for kind in LINKS.values()))  # of which FSDP makes units
     system, rolls, frames, sampling = "av-link", False, 31, "logit"
-    num_timesteps, cfg_scale, takes, given_times = 64, 5.0, SIDES, GIVEN_TIMES
-    stages, stages_from_weights = STAGES, tuple(TOLD)
+    num_timesteps, cfg_scale, takes, given_times, needs_text = 64, 5.0, SIDES, GIVEN_TIMES, False
+    stages, stages_from_weights, towers, links, training = STAGES, tuple(TOLD), TOWERS, TOLD, TRAINING
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
     def __init__(
@@ -263,6 +264,11 @@ class AVLink(
         """Compile the layers, one after the other from the same code: slow first calls, then faster ones."""
         for layer in (*self.picture.layers, *self.sound.layers, *self.link["blocks"].values()):
             layer.compile()
+
+    @property
+    def untrained(self) -> list[str]:
+        """Sides whose tower has learnt nothing: its output is zero, as at the start."""
+        return [side for side in SIDES if not self._tower(side).head.linear.weight.any()]
 
     def set_stage(self, stage: str) -> int:
         """Let a tower learn, or what of the link serves to make the sides of a stage; how many numbers learn.

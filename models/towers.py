@@ -62,7 +62,7 @@ class Tower(nn.Module):
                 takes = f"takes width {self.text_width}" if self.text_width else "takes none"
                 raise ValueError(f"text of width {text.tokens.shape[-1]} does not fit this model, which {takes}; use "
                                  "the encoder it was trained with")  # fmt: skip
-            text = Text(self.text(text.tokens.to(self.null_text.dtype)), text.mask)
+            text = Text(self.text(text.tokens.to(self.null_text.dtype)), text.mask) if self.text_width else None
         tokens, at = self._tokens(x)
         return Passage(tokens, self.time(t), with_null(text, self.null_text, len(x)), at)
 

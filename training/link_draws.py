@@ -8,10 +8,10 @@ from torch import Tensor
 
 from diffusion.noise import TrainingDraws, sent
 from diffusion.times import logit_normal_times
+from models.link import SIDES
 from models.text import Text
 from training.draws import Draws, chosen_captions, on_device
 
-SIDES = ("picture", "sound")
 MADE_DROP, GIVEN_DROP = 0.5, 0.2  # shares of texts that are dropped: of the side that is made, and of the given one
 BYPASS = 0.1  # share of clips through which nothing passes, without text: what guidance leads away from
 
