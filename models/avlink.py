@@ -51,7 +51,7 @@ class AVLink(
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
 
-    _no_split_modules = ("Layer", *(kind.__name__ for kind in LINKS.values()))  # of which FSDP makes units
+    _no_split_modules = ("Layer", "FusionBlock")  # of which FSDP makes units
     system, rolls, frames, sampling = "av-link", False, 31, "logit"
     num_timesteps, cfg_scale, takes, given_times, needs_text = 64, 5.0, SIDES, GIVEN_TIMES, False
     stages, stages_from_weights, towers, links, training = STAGES, tuple(TOLD), TOWERS, TOLD, TRAINING
@@ -96,6 +96,7 @@ class AVLink(
         self.sound = SoundTower(audio_channels, audio_patch, *sizes)
         blocks = {str(i): LINKS[link]((hidden_size, hidden_size), link_size, link_heads) for i in self.placement}
         self.link = nn.ModuleDict({"times": TimesEmbed(link_size), "blocks": nn.ModuleDict(blocks)})
+        self._no_split_modules = ("Layer", *{LINKS[link].__name__ for _ in blocks})  # each must be there
         self.initialise()
 
     @classmethod

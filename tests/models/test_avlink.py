@@ -311,6 +311,14 @@ def test_link_is_after_the_layers_that_are_listed(placement, expected):
     assert ran == [x for i in (1, 2, 3, 4) for x in (i, "link")[: 1 + (i in expected)]]
 
 
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("placement", [[1], []])
+def test_units_of_shards_are_all_there(link, placement):
+    model = avlink(link=link, placement=placement)
+    assert {type(module).__name__ for module in model.modules()} >= {*model._no_split_modules}
+    assert (LINKS[link].__name__ in model._no_split_modules) is bool(placement)
+
+
 def test_papers_link_is_eight_blocks_from_the_first_layer_to_the_22nd():
     assert placed(None, 24) == [1, 4, 7, 10, 13, 16, 19, 22]
     with pytest.raises(ValueError, match=r"placement \[0, 'x', 9\] is after no layer of 4; choose 1 to 4"):
