@@ -2,12 +2,15 @@
 
 import hashlib
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
 from einops import rearrange
 
-from models.avlink import AVLink, AVLink_presets, placed
+from diffusion.clip import Given, sample_clip
+from diffusion.guidance import link_guided
+from models.avlink import GIVEN_TIMES, AVLink, AVLink_presets, placed
 from models.layers import rotated
 from models.link import LINKS, SIDES, FusionBlock, SymmetricCross, TimesEmbed
 from models.text import padded
@@ -390,6 +393,32 @@ def test_nothing_passes_through_clips_that_bypass_the_link(model):
         assert torch.equal(one[0], tower[0]) and torch.equal(one[1], linked[1]) and not torch.equal(one[1], tower[1])
     deaf = model(v, a, t, bypass=torch.tensor([[True, False]] * 2))  # the picture hears nothing, the sound does
     assert torch.equal(deaf[0], towers[0]) and apart(deaf[1], towers[1]) > 1e-3
+
+
+@pytest.mark.parametrize("given", SIDES)
+def test_guidance_leads_away_from_the_made_sides_tower_which_knows_neither_given_side_nor_text(model, given):
+    """Row A18, through the sampler: the given side is held at its time, with noise that is drawn once."""
+    (v, a, _), text, made, seen = clip(), words(3, 2), GENERATED[given], []
+    linked, alone = partial(model, text=text, given=given), partial(model, alone=made)
+    place = SIDES.index(made)
+    t, t_a = torch.tensor([0.3, 0.6]).double(), torch.tensor([0.9, 0.8]).double()
+    there, base = (f(v, a, t, t_a=t_a)[place] for f in (linked, alone))
+    assert_close_by_size(link_guided(linked, alone, 5.0)(v, a, t, t_a=t_a)[place], base + 5 * (there - base))
+    assert link_guided(linked, alone, 1) is linked and apart(there, base) > 1e-3
+    other = {"picture": (v + 1, a), "sound": (v, a + 1)}[given]
+    assert torch.equal(link_guided(linked, alone, 0)(*other, t, t_a=t_a)[place], base)
+
+    def watched(v, a, t, t_a):
+        seen.append(((v, a)[1 - place], (t, t_a)[1 - place]))
+        return linked(v, a, t, t_a=t_a)
+
+    shown = Given((v, a)[1 - place], gaussian(*(v, a)[1 - place].shape, seed=7), GIVEN_TIMES[given])
+    sample_clip(link_guided(watched, alone, 5.0), v, a, 3, **{"given_v" if given == "picture" else "given_a": shown})
+    expected = GIVEN_TIMES[given] * shown.clean + (1 - GIVEN_TIMES[given]) * shown.eps
+    assert len(seen) == 3
+    for x, time in seen:
+        assert torch.equal(x, seen[0][0]) and time.eq(GIVEN_TIMES[given]).all()
+        assert_close_by_size(x, expected)
 
 
 # --------------------------------------------------------------------------------------------------------------- stages
