@@ -14,6 +14,8 @@ from diffusion.flow import flow_loss, uniform_weight
 from models.avlink import GIVEN_TIMES, TOLD, AVLink, AVLink_presets
 from models.codec import BlockPCA
 from models.text import padded
+from pipeline import AVPipeline
+from tests.processes import run_ranks
 from tests.test_whole_clips import complaint, prepare_argv, train_argv
 from training.learner import _parted
 from training.link_draws import LinkDraws
@@ -177,6 +179,23 @@ def test_link_may_go_on_in_another_stage_from_one_checkpoint(latents, towers, tm
     assert same(weights(tmp_path / "link" / "export", "picture."), weights(towers[0], "picture."))
 
 
+@pytest.mark.parametrize("stage", ["v2a", "link"])
+def test_two_processes_train_a_link_to_the_weights_of_one(stage, latents, towers, tmp_path):
+    """With gradients of all that learns in every process, or they would wait for each other."""
+    how = (stage, "--max-steps=2", "--dtype=float64", "--init-from", *towers)
+    train.main(argv(latents, tmp_path / "one", *how))
+    run_ranks(2, "tests/small_train.py", *argv(latents, tmp_path / "two", *how, "--batch-size=2"))
+    one, two = (load_file(tmp_path / name / "checkpoints/step_0000002/model.safetensors") for name in ("one", "two"))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-10
+
+
+def test_checkpoint_makes_picture_and_sound_together(latents, towers, tmp_path):
+    train.main(argv(latents, tmp_path, "link", "--init-from", *towers, "--max-steps=1"))
+    pipe = AVPipeline.from_pretrained(tmp_path / "export")
+    made = pipe.sample([0], y="a red ball", num_timesteps=2)
+    assert made.frames.shape == (1, 8, 32, 32, 3) and made.wave.isfinite().all() and pipe.cfg_scale == 5
+
+
 def test_towers_may_be_trained_without_text(latents, tmp_path):
     bare = tmp_path / "latents"
     shutil.copytree(latents, bare)
@@ -184,7 +203,8 @@ def test_towers_may_be_trained_without_text(latents, tmp_path):
     (bare / "pipeline" / "pipeline.json").write_text(json.dumps(facts | {"text_encoder": None, "text_source": None}))
     command = [word for word in argv(bare, tmp_path / "run", "audio", "--max-steps=1") if "text-encoder" not in word]
     train.main(command)
-    assert AVLink.from_pretrained(tmp_path / "run" / "export").text_width == 0
+    pipe = AVPipeline.from_pretrained(tmp_path / "run" / "export")
+    assert pipe.model.text_width == 0 and pipe.sample([0], num_timesteps=2).wave.isfinite().all()
 
 
 def test_optimisers_defaults_are_the_papers(latents, tmp_path):
