@@ -75,21 +75,21 @@ class FLAVCosts(Costs):
         still = [*_later_linears(s), *_first_linears(s)]
         return [Piece((), passed=_heads(s), still=still, more_frozen=more, kept=kept)]
 
-    def layers(self, batch: int, precision: str) -> list[Piece]:
+    def layers(self, batch: int, precision: str) -> list[tuple[int, Piece]]:
         s, (stream, narrow) = _sizes(self.arguments, batch, self.T), widths(precision)
         blocks = placed(self.arguments["fusion_blocks"], self.depth)
         before = min(blocks) if self.stage else 0  # which have no graph in a stage that trains links alone
         plain, frozen = s._replace(fusion="none"), self.stage is not None
         kinds = ((s, len(blocks), True), (plain, self.depth - len(blocks) - before, True), (plain, before, False))
-        return [_block(kind, stream, narrow, frozen, count, graph) for kind, count, graph in kinds if count]
+        return [(n, _block(kind, stream, narrow, frozen, graph)) for kind, n, graph in kinds if n]
 
 
-def _block(s: _Sizes, stream: int, narrow: int, frozen: bool, count: int, graph: bool) -> Piece:
-    """One of `count` blocks; frozen but for the fusion, with a graph or without."""
+def _block(s: _Sizes, stream: int, narrow: int, frozen: bool, graph: bool) -> Piece:
+    """A block; frozen but for the fusion, with a graph or without."""
     kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
     scales = {"adaptor": 2 * s.D, "link": 4 * s.D // s.heads}.get(s.fusion, 0)  # of its norms
     own = dict(pairs=s.D * _pairs(s), more=scales, kept=kept, between=between,
-               again=kept - between, learns=graph, count=count)  # fmt: skip
+               again=kept - between, learns=graph)  # fmt: skip
     if frozen:
         return Piece(_fusion_linears(s), passed=_token_linears(s), still=_adaln_linears(s), **own)
     return Piece([*_token_linears(s), *_adaln_linears(s), *_fusion_linears(s)], **own)

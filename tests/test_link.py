@@ -49,7 +49,7 @@ def test_half_of_the_clips_have_the_picture_held_and_half_the_sound_and_the_othe
     batch = clips(B)
     inputs, plain = draws(range(B))(5, *batch), Draws(0, range(B), SHAPES, 0.2, 0.1, 3)(5, *batch)
     t, t_a = inputs["times"]
-    sees, hears = (~learns for learns in inputs["learning"])  # of which the picture, the sound is given
+    sees, hears = (~learns for learns in inputs["shares"])  # of which the picture, the sound is given
     assert torch.equal(sees, ~hears) and sees.double().mean().item() == pytest.approx(0.5, abs=0.05)
     assert t[sees].eq(0.96).all() and t_a[hears].eq(0.8).all()
     assert torch.equal(t[hears], plain["times"][0][hears]) and torch.equal(t_a[sees], plain["times"][1][sees])
@@ -60,26 +60,26 @@ def test_half_of_the_clips_have_the_picture_held_and_half_the_sound_and_the_othe
 def test_held_sides_do_not_depend_on_rank_or_on_labels():
     batch = clips(8)
     whole, part = draws(range(8))(7, *batch), draws(range(3, 8))(7, *(x[3:] for x in batch))
-    for name in ("times", "learning", "noise"):
+    for name in ("times", "shares", "noise"):
         assert all(x[3:].equal(y) for x, y in zip(whole[name], part[name]))
-    assert draws(range(8), null_label=None)(7, *batch)["learning"][0].equal(whole["learning"][0])
+    assert draws(range(8), null_label=None)(7, *batch)["shares"][0].equal(whole["shares"][0])
 
 
 def test_side_that_reaches_nothing_is_never_given():
     inputs = draws(range(64), carries=("picture",))(0, *clips(64))
-    assert inputs["times"][0].eq(0.96).all() and not inputs["learning"][0].any() and inputs["learning"][1].all()
+    assert inputs["times"][0].eq(0.96).all() and not inputs["shares"][0].any() and inputs["shares"][1].all()
 
 
 def test_loss_is_of_the_side_that_learns_and_the_log_counts_its_frames_alone():
     """By hand, with a network that predicts zeros."""
     inputs = draws(range(8))(0, *clips(8))
     loss = flow_loss(lambda v, a, t, **_: (0 * v, 0 * a), **inputs, weight=lambda t: t + 1)
-    learns_v, learns_a = inputs["learning"]
+    learns_v, learns_a = inputs["shares"]
     error = ((inputs["v"] - inputs["noise"][0]) ** 2).flatten(2).mean(2) * (inputs["times"][0] + 1)
     assert loss.video.item() == pytest.approx((error[learns_v].sum() / error.numel()).item())
     assert not loss.error_v[~learns_v].any() and not loss.error_a[~learns_a].any() and loss.error_a[learns_a].all()
     meter = Meter(torch.device("cpu"))
-    meter.add(loss, inputs["times"], torch.tensor(1.0), inputs["learning"])
+    meter.add(loss, inputs["times"], torch.tensor(1.0), inputs["shares"])
     frames = meter.bins[:, 0].sum(1).tolist()
     assert frames == [T * learns_v.sum(), T * learns_a.sum()] and 0 < frames[0] < 8 * T
     assert meter.read(Accelerator(cpu=True), 1.0)["loss_video"] == pytest.approx(loss.video.item())
@@ -168,6 +168,8 @@ def test_two_processes_train_a_link_to_the_weights_of_one(latents, towers, tmp_p
         (["--stage", "link", "--fusion", "link"], "--stage link goes on from trained weights; give them with --init-f"),
         (["--conditioning-times", 0.9, 0.8], "--conditioning-times [0.9, 0.8] are of a stage that holds one side"),
         (["TOWERS", "--conditioning-times", 0, 0.8], "are not two in (0, 1], of a given picture and of a given"),
+        (["--given-time", 0.9], "--given-time is of stages in which a side is given, such as AV-Link's v2a, not of"),
+        (["TOWERS", "--init-from", "one", "two"], "--init-from has 2 checkpoints, and FLAV-mini in stage link begins"),
         (["TOWERS", "--fusion", "none"], "and with --fusion none nothing does; take link or adaptor"),
         (["TOWERS", "--independent-times", 0.2], "--independent-times 0.2 draws times that --stage link holds"),
         (["TOWERS", "--fusion-blocks", 0, 2], "fusion blocks [0, 2] are not some of 2 blocks, each once"),

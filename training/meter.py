@@ -29,20 +29,20 @@ class Meter:
         loss: FlowLoss,
         times: tuple[Tensor, Tensor],
         norm: Tensor,
-        learning: tuple[Tensor, Tensor] | None = None,
+        shares: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Take in a step at these times of video and audio; one whose gradient norm is not finite counts as skipped.
 
-        learning: as of `flow_loss`; frames that are given are not counted by their times.
+        shares: as of `flow_loss`; frames that are given are not counted by their times.
         """
         bad = ~norm.isfinite()
         row = torch.stack([torch.ones_like(norm), loss.total, loss.video, loss.audio, norm]).detach().double()
         self.sums += torch.where(bad, 0, row)
         self.skipped[0] += bad
         self.skipped[1] = (self.skipped[1] + 1) * bad
-        for bins, t, error, learns in zip(self.bins, times, (loss.error_v, loss.error_a), learning or (None, None)):
+        for bins, t, error, share in zip(self.bins, times, (loss.error_v, loss.error_a), shares or (None, None)):
             t = t if t.ndim == 2 else t.unsqueeze(1).expand_as(error)  # of whole clips
-            counted = torch.ones_like(error) if learns is None else learns.to(error).unsqueeze(1).expand_as(error)
+            counted = torch.ones_like(error) if share is None else (share > 0).to(error).unsqueeze(1).expand_as(error)
             frames = torch.stack([counted, error]).flatten(1).double()
             bins.index_add_(1, (t * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))
 
