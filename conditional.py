@@ -47,11 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser, given: str) -> None:
     group.add_argument("--num-videos", type=cli.positive, help="inputs at most, of each class its share; all if "
                        "not given")  # fmt: skip
     group.add_argument("--batch-size", type=cli.positive, default=8, help="inputs sampled side by side")
-    group.add_argument("--method", choices=["guide", "replace", "clean", "line"],
-                       help=f"guide, if not given: by the gradient of the error in the {given}; replace: without it, "
-                       f"in half the time; clean: shows the model the {given} without noise, for which it must have "
-                       f"been trained with --independent-times; line: of whole clips, the {given} on its way from "
-                       "noise to itself")  # fmt: skip
+    group.add_argument("--method", choices=["guide", "replace", "clean", "held", "line"],
+                       help=f"guide: by the gradient of the error in the {given}; replace: without it, in half the "
+                       f"time; clean: shows the model the {given} without noise, for which it must have been trained "
+                       f"with --independent-times; held: the {given} nearly without noise, for a model trained with "
+                       f"--stage link; line: of whole clips, the {given} on its way from noise to itself; the model's "
+                       "own if not given: held or line where it can, else guide")  # fmt: skip
     if given == "sound":
         group.add_argument("--channels", choices=["mean", "first"], help="how the sound becomes mono for the model; as "
                            "in its training if not given")  # fmt: skip
@@ -126,11 +127,12 @@ def settle(args: argparse.Namespace, pipe, given: str) -> None:
     model, whole = pipe.model, not pipe.model.rolls
     if given not in model.takes:
         raise ValueError(f"{args.model_ckpt} is a model of {model.system}, which takes no {given}, only a "
-                         f"{model.takes[0]}; use sample_v2a.py, or a model of r-flav")  # fmt: skip
-    args.method = args.method or ("line" if whole else "guide")
-    if (args.method == "line") != whole:
-        raise ValueError(f"--method {args.method} does not fit a model of {model.system}; "
-                         f"{'take line' if whole else 'take guide, replace or clean'}")  # fmt: skip
+                         f"{model.takes[0]}; use sample_v2a.py, or another model of r-flav")  # fmt: skip
+    args.method = args.method or model.methods[0]
+    if args.method not in model.methods:
+        linked = "; held is of models trained with --stage link" if args.method == "held" else ""
+        raise ValueError(f"--method {args.method} does not fit a model of {model.system}; take "
+                         f"{' or '.join(model.methods)}{linked}")  # fmt: skip
     if whole:
         args.video_length = args.video_length or pipe.spec.clip_frames
         pipe.codec.frames.latent_frames(args.video_length)

@@ -15,8 +15,8 @@ from tempfile import TemporaryDirectory
 
 import cli
 
-SAME = ("model", "fusion", "predict_frames", "causal_attn", "class_dropout_prob", "dtype", "lora_rank", "freeze",
-        "stage", "variant")  # fmt: skip
+SAME = ("model", "fusion", "fusion_blocks", "conditioning_times", "predict_frames", "causal_attn", "class_dropout_prob",
+        "dtype", "lora_rank", "freeze", "stage", "variant")  # fmt: skip
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
@@ -36,9 +36,13 @@ def parse(argv=None) -> argparse.Namespace:
 
     model = p.add_argument_group("model")
     model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny; SyncFlow-XL/2, "
-                       "SyncFlow-tiny")  # fmt: skip
-    model.add_argument("--variant", help="of SyncFlow, for its ablations: no-adaptor, text-only, spatial-tap")
-    model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm")
+                       "SyncFlow-tiny; AVLink-L, AVLink-tiny")  # fmt: skip
+    model.add_argument("--variant", help="for ablations; of SyncFlow no-adaptor, text-only, spatial-tap, of AV-Link "
+                       "no-reinject, symcross, direct, after-1, after-11, after-22")  # fmt: skip
+    model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm; "
+                       "adaptor, from picture to sound; link, both ways by time")  # fmt: skip
+    model.add_argument("--fusion-blocks", type=cli.whole, nargs="+", metavar="BLOCK", help="numbers of the blocks in "
+                       "which it does, from 0; all if not given")  # fmt: skip
     model.add_argument("--predict-frames", type=cli.positive, help="frames in the window, or of a whole clip; 10 and "
                        "32 if not given, or those of prepared clips")  # fmt: skip
     model.add_argument("--causal-attn", action=argparse.BooleanOptionalAction, default=True,
@@ -49,10 +53,17 @@ def parse(argv=None) -> argparse.Namespace:
     model.add_argument("--vocoder", default="griffin-lim", help="griffin-lim, or a folder with a HiFi-GAN")
 
     tune = p.add_argument_group("fine-tuning")
-    tune.add_argument("--init-from", help="checkpoint to begin with: a folder, a released one, or a hub id; classes "
-                      "and window may be others")  # fmt: skip
+    tune.add_argument("--init-from", nargs="+", metavar="CHECKPOINT", help="checkpoint to begin with: a folder, a "
+                      "released one, or a hub id; classes and window may be others; or two whose towers of picture and "
+                      "sound are to be linked")  # fmt: skip
     tune.add_argument("--stage", help="of SyncFlow: video; audio, which goes on from it (--init-from) with the video "
-                      "frozen; joint, all of it, if not given")  # fmt: skip
+                      "frozen; joint, all of it, if not given. Of AV-Link: video, audio; v2a, a2v, link, in which what "
+                      "passes between them learns to make the sound, the picture, or each in turn. Of FLAV: link, "
+                      "which trains the fusion to, between frozen branches of a --fusion none run")  # fmt: skip
+    tune.add_argument("--conditioning-times", type=float, nargs=2, metavar=("PICTURE", "SOUND"), help="FLAV's --stage "
+                      "link: flow times at which the given side is held; 0.96 and 0.8 if not given")  # fmt: skip
+    tune.add_argument("--given-time", type=given_time, help="of AV-Link's v2a, a2v, link: flow time of the given side, "
+                      "in (0, 1], or uniform; 0.96 of a picture and 0.8 of sound if not given")  # fmt: skip
     tune.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters that stay: 'blocks.0.*'")
     tune.add_argument("--lora-rank", type=cli.whole, default=0, help="train an adapter of this rank instead of the "
                       "weights; 0 for none")  # fmt: skip
@@ -67,7 +78,7 @@ def parse(argv=None) -> argparse.Namespace:
                        help="weight of the loss over time, of which logit-noise counts pure noise a little; of whole "
                        "clips, how times are drawn; logit and uniform if not given")  # fmt: skip
     optim.add_argument("--logit-mean", type=float, help="whole clips, --sampling logit: mean of the logit of times, "
-                       "under 0 nearer to noise; 0 if not given")  # fmt: skip
+                       "under 0 nearer to noise; 0 if not given, -1 of a side made for a given one")  # fmt: skip
     optim.add_argument("--logit-std", type=float, help="its standard deviation; 1 if not given")
     optim.add_argument("--theta", type=float, default=0.2, help="share of clips in pre-rolling")
     optim.add_argument("--independent-times", type=float, default=0.0, help="share of clips in which picture "
@@ -76,11 +87,13 @@ def parse(argv=None) -> argparse.Namespace:
                        "another class or text: for films that are steered, try 0.1")  # fmt: skip
     optim.add_argument("--pairing", type=cli.whole, help="whole clips: noise is paired with so many clips by optimal "
                        "transport; 0 for none; at most 8 that divide --batch-size if not given")  # fmt: skip
-    optim.add_argument("--lr", type=float, default=1e-4, help="learning rate")
+    optim.add_argument("--lr", type=float, help="learning rate; 1e-4 if not given, AV-Link's 3e-4")
     optim.add_argument("--lr-schedule", choices=["constant", "cosine"], default="constant", help="cosine ends at 5 %%")
-    optim.add_argument("--warmup-steps", type=cli.whole, default=0, help="steps of linear warm-up")
-    optim.add_argument("--beta2", type=float, default=0.999, help="of AdamW")
-    optim.add_argument("--weight-decay", type=float, default=0.02, help="of AdamW")
+    optim.add_argument(
+        "--warmup-steps", type=cli.whole, help="steps of linear warm-up; 0 if not given, AV-Link's 10000"
+    )
+    optim.add_argument("--beta2", type=float, help="of AdamW; 0.999 if not given, AV-Link's 0.99")
+    optim.add_argument("--weight-decay", type=float, help="of AdamW; 0.02 if not given, AV-Link's 0.01")
     optim.add_argument("--clip-grad-norm", type=float, default=1.0, help="largest gradient norm")
     optim.add_argument("--ema-decay", type=float, default=0.9999, help="largest decay of the averaged weights")
     optim.add_argument(
@@ -102,6 +115,7 @@ def parse(argv=None) -> argparse.Namespace:
     out.add_argument("--video-length", type=cli.positive, default=50, help="frames per sample of a stream")
     out.add_argument("--push-to-hub", metavar="REPO", help="hub id that takes export/ after the last step")
     args = p.parse_args(argv)
+    args.init_from, *args.init_more = args.init_from or [None]
     if args.use_sd_vae and args.codec != "sd-vae":
         p.error(f"--use-sd-vae contradicts --codec {args.codec}; give one of them")
     if args.lora_rank and not args.init_from:
@@ -137,6 +151,19 @@ def parse(argv=None) -> argparse.Namespace:
     if new and trained and not (Path(args.vocoder) / "config.json").is_file():
         p.error(f"--vocoder {args.vocoder} has no config.json; give the folder of a HiFi-GAN, or griffin-lim")
     return args
+
+
+def given_time(text: str) -> float | str:
+    """A flow time in (0, 1], or "uniform"."""
+    if text == "uniform":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no time of a given side; choose one in (0, 1], or uniform")
+    return value
 
 
 def main(argv=None) -> None:
@@ -215,7 +242,7 @@ def train(args) -> None:
                 learner.averaged_loss(inputs)[0] if telling else None
             )  # before the step, as the batch's own loss
             loss, norm = learner.step(inputs, lr)
-            meter.add(loss, inputs["times"], norm)
+            meter.add(loss, inputs["times"], norm, inputs.get("shares"))
 
             stopping = told_to_stop(accelerator, stop, done)
             if telling:

@@ -2,40 +2,51 @@
 
     python benchmarks/conditional.py --joint runs/demo/c/export --independent RUN/export --data-path runs/demo/data
 
-The second model is trained as the demo's, with --independent-times. Each figure comes from sample_a2v.py or
-sample_v2a.py, run as a user would; F1 is that of the events generated against the events given, and "shuffled" against
-those given to the next clips in the folder, which are mostly of the same class. Seconds are of sampling by the clock;
-CPU seconds, which say more on a busy machine, and peak memory are of the whole process.
+The second model is trained as the demo's, with --independent-times; a third, --linked, is the demo's control run whose
+link alone was trained, as docs/conditional.md tells. Any of them may be left out. Each figure comes from sample_a2v.py
+or sample_v2a.py, run as a user would; F1 is that of the events generated against the events given, and "shuffled"
+against those given to the next clips in the folder, which are mostly of the same class. Seconds are of sampling by the
+clock; CPU seconds, which say more on a busy machine, and peak memory are of the whole process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import look, score
+from benchmarks.events import FRAMES, look, score
 
 JOINT = [("guide", 25), ("guide", 100), ("guide", 400), ("replace", None)]
-METHODS = {"joint": JOINT, "independent": [*JOINT, ("clean", None)]}
+METHODS = {"joint": JOINT, "independent": [*JOINT, ("clean", None)], "linked": [("held", None)]}
 GIVEN = {"a2v": "sound", "v2a": "picture"}
 LENGTHS = (40, 240)  # frames, between which memory must not grow
+LONG = 240  # frames of the inputs of --long
+FEWEST = 6  # films, whose pictures get the sounds of others
 
 
 def main(argv=None) -> None:
     p = cli.Parser(__doc__.splitlines()[0])
-    p.add_argument("--joint", type=Path, required=True, help="checkpoint trained as the demo's")
-    p.add_argument("--independent", type=Path, required=True, help="the same with --independent-times")
+    p.add_argument("--joint", type=Path, help="checkpoint trained as the demo's")
+    p.add_argument("--independent", type=Path, help="the same with --independent-times")
+    p.add_argument("--linked", type=Path, help="two frozen branches whose link was trained")
     p.add_argument("--data-path", type=Path, required=True, help="the demo's videos; those of test/ are used")
     p.add_argument("--clips", type=cli.positive, default=48, help="number of test videos, the same of each class")
+    p.add_argument("--long", type=cli.whole, default=0, help="inputs of 240 frames, made for it, besides")
     p.add_argument("--cfg-scale", type=float, default=2.0, help="classifier-free guidance, as in the demo")
     p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/conditional_demo.json", help="JSON file")
     args = p.parse_args(argv)
+    if not any(getattr(args, model) for model in METHODS):
+        p.error(f"there is no model to sample; give --{' or --'.join(METHODS)}")
+    if 0 < args.long < FEWEST:
+        p.error(f"--long {args.long} inputs are too few to shuffle; give at least {FEWEST}, or 0")
     with TemporaryDirectory() as work:
         result = measure(args, Path(work))
     cli.write_json(args.out, {"machine": cli.machine(), "arguments": vars(args), **result})
@@ -43,17 +54,22 @@ def main(argv=None) -> None:
 
 def measure(args, work: Path) -> dict:
     """F1 of every method, and memory by length."""
+    from data.synthetic import write_dataset
+
     link_clips(args.data_path / "test", work / "clips", args.clips)
-    inputs = look(work / "clips")
+    inputs = {FRAMES: work / "clips"}
+    if args.long:
+        write_dataset(work / "long_data", 0, args.long, LONG)
+        inputs[LONG] = work / "long_data/test"
     rows = []
-    for task in GIVEN:
-        for model, methods in METHODS.items():
-            for method, scale in methods:
-                checkpoint = getattr(args, model)
-                cost = sample(task, checkpoint, work / "clips", work / "films", args.cfg_scale, method, scale)
-                rows.append({"task": task, "model": model, "method": method, "scale": scale,
-                             **score(look(work / "films"), inputs), **cost})  # fmt: skip
-                print(json.dumps(rows[-1]), flush=True)
+    for task, (model, methods) in product(GIVEN, METHODS.items()):
+        checkpoint = getattr(args, model)
+        for (method, scale), (frames, folder) in product(methods if checkpoint else [], inputs.items()):
+            cost = sample(task, checkpoint, folder, work / "films", args.cfg_scale, method, scale)
+            rows.append({"task": task, "model": model, "method": method, "scale": scale, "frames": frames,
+                         **score(look(work / "films", frames), look(folder, frames)), **cost})  # fmt: skip
+            shutil.rmtree(work / "films")
+            print(json.dumps(rows[-1]), flush=True)
     return {"methods": rows, "memory": [memory(task, args, work) for task in GIVEN]}
 
 
@@ -87,15 +103,17 @@ def sample(
 
 
 def memory(task: str, args, work: Path) -> dict:
-    """Peak memory with guidance for a short and a long input, and its growth."""
+    """Peak memory of the first model's own method for a short and a long input, and its growth."""
     from data.av import write_clip
     from data.synthetic import draw_clip, render, sound
 
-    peaks = {}
+    model = next(name for name in METHODS if getattr(args, name))
+    peaks, (method, scale) = {}, METHODS[model][0]
     for frames in LENGTHS:
         path, clip = work / f"{frames}.mp4", draw_clip(seed=1, index=0)
         write_clip(path, render(clip, frames), sound(clip, frames))
-        peaks[frames] = sample(task, args.joint, path, work / "long", args.cfg_scale, "guide", 25)["peak_mib"]
+        how = (getattr(args, model), path, work / "long", args.cfg_scale, method, scale)
+        peaks[frames] = sample(task, *how)["peak_mib"]
     short, long = peaks.values()
     return {"task": task, "peak_mib_by_frames": peaks, "growth": long / short - 1}
 

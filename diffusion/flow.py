@@ -11,7 +11,10 @@ NEGLIGIBLE_WEIGHT = 1e-6  # the density underflows towards t = 0 and 1, and deno
 
 
 class FlowLoss(NamedTuple):
-    """total = video + audio; error_v, error_a (B, T): each frame's weighted squared velocity error, detached."""
+    """total = video + audio; error_v, error_a (B, T): each frame's weighted squared velocity error, detached.
+
+    Of a side that is not made all are zero.
+    """
 
     total: Tensor
     video: Tensor
@@ -75,16 +78,20 @@ def flow_loss(
     noise: tuple[Tensor, Tensor],
     weight: Callable[[Tensor], Tensor] = logit_normal_weight,
     y_a: Tensor | None = None,
+    shares: tuple[Tensor, Tensor] | None = None,
     **conditions,
 ) -> FlowLoss:
     """Weighted squared error of the predicted velocity, video term + audio term (Eq. 9, 10).
 
     Args:
-        model: called as model(v_t, a_t, t, y=, t_a=, y_a=) -> (dv, da), with `conditions` such as text.
+        model: called as model(v_t, a_t, t, y=, t_a=, y_a=) -> (dv, da), with `conditions` such as text; None is the
+            velocity of a side that is not made.
         v: (B,T,C,H,W) and a: (B,T,S,M) clean frames; y: (B,) or (B,T) labels or None, y_a: those of the sound.
         times: (B,T), or (B,) of whole clips; or a pair of them for video and audio.
         noise: (eps_v, eps_a), shaped like v and a.
         weight: weight of a frame at time t.
+        shares: (B,) and (B,), how much of each clip's picture and sound counts, 0 or False where that is given, with an
+            error of 0; None for all.
     Returns:
         FlowLoss; each term is a mean over the batch, the frames and the elements of a frame.
     """
@@ -92,9 +99,12 @@ def flow_loss(
     eps_v, eps_a = noise
     labels = conditions if y is None else {"y": y, "y_a": y_a, **conditions}
     dv, da = model(interpolate(v, eps_v, t_v), interpolate(a, eps_a, t_a), t_v, t_a=t_a, **labels)
-    error_v = _frame_error(dv, v - eps_v) * _weighed(weight, t_v)
-    error_a = _frame_error(da, a - eps_a) * _weighed(weight, t_a)
-    video, audio = error_v.mean(), error_a.mean()
+    error_v = _frame_error(dv, v, eps_v) * _weighed(weight, t_v)
+    error_a = _frame_error(da, a, eps_a) * _weighed(weight, t_a)
+    share_v, share_a = (x.unsqueeze(1) for x in shares) if shares else (1, 1)
+    video, audio = (error_v * share_v).mean(), (error_a * share_a).mean()
+    if shares:
+        error_v, error_a = error_v * (share_v > 0), error_a * (share_a > 0)
     return FlowLoss(video + audio, video, audio, error_v.detach(), error_a.detach())
 
 
@@ -103,7 +113,9 @@ def _weighed(weight: Callable, t: Tensor) -> Tensor:
     return weight(t if t.ndim == 2 else t.unsqueeze(1))
 
 
-def _frame_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of each frame, (B,T,...) -> (B,T); at least float32."""
+def _frame_error(predicted: Tensor | None, clean: Tensor, eps: Tensor) -> Tensor:
+    """Mean squared error of each frame's velocity, (B,T,...) -> (B,T); at least float32, and zero if there is none."""
+    if predicted is None:
+        return clean.new_zeros(clean.shape[:2], dtype=torch.promote_types(clean.dtype, torch.float32))
     predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
-    return ((predicted - target) ** 2).flatten(2).mean(2)
+    return ((predicted - (clean - eps)) ** 2).flatten(2).mean(2)

@@ -53,6 +53,25 @@ def clip_guided(model: Callable, scale: float, given: dict, both: dict) -> Calla
     return velocity
 
 
+def link_guided(linked: Callable, alone: Callable, scale: float) -> Callable:
+    """Guidance by a given side: alone + scale (linked - alone) for the side that is made (AV-Link, App. C.2).
+
+    Given side and text are dropped together by the tower that makes the side by itself, so its pass costs that tower
+    alone. At scale 1 only the linked model is called.
+
+    Args:
+        linked, alone: called as f(v, a, t, t_a=) -> (dv, da), None for a side that is not made, the same one by both.
+    """
+    if scale == 1:
+        return linked
+
+    def velocity(v: Tensor, a: Tensor, t: Tensor, t_a: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        pairs = zip(linked(v, a, t, t_a=t_a), alone(v, a, t, t_a=t_a))
+        return tuple(None if there is None else base + scale * (there - base) for there, base in pairs)
+
+    return velocity
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Gradient guidance of the generated modality by the known one's velocity error.

@@ -10,12 +10,13 @@ is one class and one line in MODELS.
 import json
 from pathlib import Path
 
+from models.avlink import AVLink
 from models.checkpoint import Pretrained
 from models.flav import FLAV, FLAV_presets
 from models.syncflow import SyncFlow
 from models.tabled import TabledFLAV
 
-MODELS: dict[str, type[Pretrained]] = {kind.system: kind for kind in (FLAV, SyncFlow)}
+MODELS: dict[str, type[Pretrained]] = {kind.system: kind for kind in (FLAV, SyncFlow, AVLink)}
 
 
 def model_class(folder: Path) -> type[Pretrained]:
@@ -48,4 +49,14 @@ def model_of_preset(preset: str) -> type[Pretrained]:
     return presets[preset]
 
 
-__all__ = ["FLAV", "MODELS", "FLAV_presets", "SyncFlow", "TabledFLAV", "load_model", "model_class", "model_of_preset"]
+__all__ = [
+    "FLAV",
+    "MODELS",
+    "AVLink",
+    "FLAV_presets",
+    "SyncFlow",
+    "TabledFLAV",
+    "load_model",
+    "model_class",
+    "model_of_preset",
+]

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 FILES = ("config.json", "model.safetensors")
+TRAINING = {"lr": 1e-4, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.02}  # of AdamW
 
 
 class Pretrained(PyTorchModelHubMixin):
@@ -20,9 +21,14 @@ class Pretrained(PyTorchModelHubMixin):
         rolls: whether each frame has a flow time of its own, so that streams can be made; else it makes whole clips.
         frames: of a clip in training, or of the window, where none are given.
         sampling: weight of the loss over time, or how times of clips are drawn, where none is given.
-        stages: of training, by name, and those of them that go on from trained weights.
+        stages: of training, by name; stages_from_weights: those of them that go on from trained weights;
+            stages_holding: those in which one side is given at a fixed time while the other learns.
         variants: arguments of its ablations, by name.
-        takes: sides that may be given while the other is made.
+        takes: sides that may be given while the other is made. methods: how, the one that is its own first.
+        needs_text: whether a model of whole clips makes nothing without one.
+        towers: stages in which the tower of one side is trained by itself -> that side. links: stages in which one side
+            is made for a given other -> the sides that are; given_times: flow time at which each is shown where given.
+        training: arguments of train.py where none are given.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
 
@@ -33,8 +39,15 @@ class Pretrained(PyTorchModelHubMixin):
     sampling: ClassVar[str]
     stages: ClassVar[tuple[str, ...]] = ()
     stages_from_weights: ClassVar[tuple[str, ...]] = ()
+    stages_holding: ClassVar[tuple[str, ...]] = ()
     variants: ClassVar[dict[str, dict]] = {}
     takes: ClassVar[tuple[str, ...]] = ("picture", "sound")
+    methods: ClassVar[tuple[str, ...]] = ("guide", "replace", "clean")
+    needs_text: ClassVar[bool] = True
+    towers: ClassVar[dict[str, str]] = {}
+    links: ClassVar[dict[str, tuple[str, ...]]] = {}
+    given_times: ClassVar[dict[str, float]] = {}
+    training: ClassVar[dict[str, float]] = TRAINING
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]
 

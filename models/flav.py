@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import official
 from models.checkpoint import Pretrained
-from models.fusion import FUSIONS
+from models.fusion import FUSIONS, check_conditioning_times, placed
 from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm
 from models.text import NULL_TEXT, Text
 
@@ -87,6 +87,9 @@ class FLAV(
         n_mels: M, mel bins; audio_fr: S, mel frames per video frame.
         causal_attn: frame k never sees a later frame (audio: per mel frame), which frame skipping relies on.
         fusion: what passes between the branches, a key of `models.fusion.FUSIONS`.
+        fusion_blocks: numbers of the blocks in which it does; None for all.
+        conditioning_times: flow times of a given picture and of a given sound, at which a linked model was trained to
+            hold them while it makes the other; None for a model that has learnt no such thing.
         prediction: "velocity", or "data" for a network that predicts clean frames (better at tiny widths).
         text_width: D_t of text tokens; above 0 a linear map of the mean of a text's tokens takes the place of a class
             table, and the null text, label NULL_TEXT, is a learned vector: texts are an open list of classes.
@@ -94,6 +97,7 @@ class FLAV(
 
     _no_split_modules = ("Block",)  # of which FSDP makes units
     system, rolls, frames, sampling, num_timesteps = "r-flav", True, 10, "logit", 2
+    stages = stages_from_weights = stages_holding = ("link",)
 
     def __init__(
         self,
@@ -114,9 +118,12 @@ class FLAV(
         fusion: str = "c",
         prediction: str = "velocity",
         text_width: int | None = 0,
+        fusion_blocks: list[int] | None = None,
+        conditioning_times: list[float] | None = None,
     ):
         super().__init__()
         _check_architecture(latent_size, patch_size, fusion, prediction)
+        passing = placed(fusion_blocks, depth)
         if num_classes and text_width:
             raise ValueError(
                 f"{num_classes} classes beside text of width {text_width} are not built; choose one of them"
@@ -130,6 +137,10 @@ class FLAV(
         self.conditional = bool(self.num_classes or self.text_width)
         self.has_null_label = self.conditional and class_dropout_prob > 0
         self.null_label = NULL_TEXT if self.text_width else self.num_classes
+        self.conditioning_times, self.carries = conditioning_times, FUSIONS[fusion].carries
+        if conditioning_times is not None:
+            check_conditioning_times(conditioning_times)
+            self.methods, self.takes = ("held", *self.methods), self.carries
 
         self.video_embed = PatchEmbed(in_channels, D, patch_size)
         self.audio_embed = nn.Linear(n_mels, D)
@@ -144,7 +155,8 @@ class FLAV(
         if self.text_width:
             self.video_text, self.audio_text = nn.Linear(text_width, D), nn.Linear(text_width, D)
             self.null_text = nn.Parameter(torch.zeros(text_width))
-        self.blocks = nn.ModuleList(Block(D, num_heads, mlp_ratio, fusion) for _ in range(depth))
+        fusions = [fusion if i in passing else "none" for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(D, num_heads, mlp_ratio, one) for one in fusions)
         self.video_head = Head(D, patch_size**2 * in_channels)
         self.audio_head = Head(D, n_mels)
         self.initialise()
@@ -168,8 +180,25 @@ class FLAV(
             nn.init.normal_(time.mlp[0].weight, std=0.02)
             nn.init.normal_(time.mlp[2].weight, std=0.02)
         for name, module in self.named_modules():
-            if name.endswith(("adaln", "head.linear", "fusion.attn.proj", "_text")):  # words never met say nothing
+            if name.endswith(
+                ("adaln", "head.linear", "fusion.attn.proj", "cross.proj", "_text")
+            ):  # words never met say nothing
                 nn.init.zeros_(module.weight)
+
+    def set_stage(self, stage: str) -> int:
+        """Freeze all but what passes between the branches, for stage "link"; how many numbers learn.
+
+        Raises:
+            ValueError: there is no such stage, or the fusion has no weights.
+        """
+        if stage not in self.stages:
+            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(self.stages)}")
+        self.requires_grad_(False)
+        for block in self.blocks:
+            block.fusion.requires_grad_(True)
+        if not (learning := sum(p.numel() for p in self.parameters() if p.requires_grad)):
+            raise ValueError(f"stage {stage} trains the fusion alone, and this one has no weights; take --fusion link")
+        return learning
 
     def compile_blocks(self) -> None:
         """Compile the blocks, one after the other from the same code: slow first calls, then faster ones."""
@@ -317,9 +346,13 @@ class FLAV(
         """Write config.json and model.safetensors with the released key names; fusion c only.
 
         Raises:
-            ValueError: the model has a fusion or a prediction that the released code does not know.
+            ValueError: the model has a fusion, a place of it or a prediction that the released code does not know.
         """
         config = dict(self._hub_mixin_config)
+        blocks, times = config.pop("fusion_blocks", None), config.pop("conditioning_times", None)
+        if blocks is not None or times is not None:
+            raise ValueError(f"a fusion in blocks {blocks} held at times {times} has no released form; only one in all "
+                             "blocks, trained jointly")  # fmt: skip
         fusion, prediction = config.pop("fusion", "c"), config.pop("prediction", "velocity")
         if (fusion, prediction) != ("c", "velocity"):
             raise ValueError(f"fusion {fusion!r} with prediction {prediction!r} has no released form; only c, velocity")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from models.flav import FLAV, _check_architecture
+from models.fusion import placed
 from models.system_costs import TIME_FEATURES, Costs, Linear, Piece, widths
 
 
@@ -43,8 +44,11 @@ class _Sizes(NamedTuple):
 class FLAVCosts(Costs):
     """Costs of FLAV(**config) on windows of T frames, of the longest if none is given.
 
-    A causal mask does not lower the operations, but fusion a reads prefixes of whole frames instead of a mask, and only
-    those are counted.
+    A causal mask does not lower the operations, but fusions that attend over frames read prefixes of whole frames
+    instead of a mask, and only those are counted.
+
+    In stage "link" operations and bytes are at most these: what leads from the first link to the losses is counted as
+    if the gradient ran through all of it, and bytes as if it learnt.
 
     Raises (its methods):
         ValueError: FLAV would not take the configuration, batch or T.
@@ -52,24 +56,43 @@ class FLAVCosts(Costs):
 
     kind = FLAV
     T: int | None = None
+    stage: str | None = None
 
     @classmethod
     def of_training(
         cls, config: Mapping, shapes: tuple[Sequence[int], Sequence[int]], text: int = 0, stage: str | None = None
     ) -> Self:
-        """The configuration says it all: windows are the longest, texts are means, and there is one stage."""
-        return cls(config)
+        """The configuration says all of the sizes: windows are the longest, texts are means."""
+        return cls(config, stage=stage)
 
     def outer(self, batch: int, precision: str) -> list[Piece]:
         s = _sizes(self.arguments, batch, self.T)
         tables = s.L + s.S + 2 * s.window + 2 * s.label_rows  # rows of width D
         kept = _outer_bytes(s, *widths(precision))
-        return [Piece(_later_linears(s), _first_linears(s), more=tables * s.D + s.text, kept=kept)]  # the null text
+        more = tables * s.D + s.text  # the null text
+        if self.stage is None:
+            return [Piece([*_later_linears(s), *_heads(s)], _first_linears(s), more=more, kept=kept)]
+        still = [*_later_linears(s), *_first_linears(s)]
+        return [Piece((), passed=_heads(s), still=still, more_frozen=more, kept=kept)]
 
-    def layers(self, batch: int, precision: str) -> list[Piece]:
+    def layers(self, batch: int, precision: str) -> list[tuple[int, Piece]]:
         s, (stream, narrow) = _sizes(self.arguments, batch, self.T), widths(precision)
-        kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
-        return [Piece(_block_linears(s), pairs=s.D * _pairs(s), kept=kept, between=between, again=kept - between)]
+        blocks = placed(self.arguments["fusion_blocks"], self.depth)
+        before = min(blocks) if self.stage else 0  # which have no graph in a stage that trains links alone
+        plain, frozen = s._replace(fusion="none"), self.stage is not None
+        kinds = ((s, len(blocks), True), (plain, self.depth - len(blocks) - before, True), (plain, before, False))
+        return [(n, _block(kind, stream, narrow, frozen, graph)) for kind, n, graph in kinds if n]
+
+
+def _block(s: _Sizes, stream: int, narrow: int, frozen: bool, graph: bool) -> Piece:
+    """A block; frozen but for the fusion, with a graph or without."""
+    kept, between = _block_bytes(s, stream, narrow), stream * s.D * (s.N_v + s.N_a)
+    scales = {"adaptor": 2 * s.D, "link": 4 * s.D // s.heads}.get(s.fusion, 0)  # of its norms
+    own = dict(pairs=s.D * _pairs(s), more=scales, kept=kept, between=between,
+               again=kept - between, learns=graph)  # fmt: skip
+    if frozen:
+        return Piece(_fusion_linears(s), passed=_token_linears(s), still=_adaln_linears(s), **own)
+    return Piece([*_token_linears(s), *_adaln_linears(s), *_fusion_linears(s)], **own)
 
 
 def _sizes(c: dict, batch: int, T: int | None) -> _Sizes:
@@ -103,18 +126,24 @@ def _first_linears(s: _Sizes) -> list[Linear]:
 
 
 def _later_linears(s: _Sizes) -> list[Linear]:
-    """Second layer of the time embedders, the maps of text, whose input may be the learned null text, and the heads."""
-    heads = [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels), *2 * [(s.frames, s.D, 2 * s.D)]]
+    """Maps of conditions: of time embedders, of text, whose input may be the learned null text, and of the heads."""
     texts = 2 * [(s.batch, s.text, s.D)] if s.text else []
-    return [*2 * [(s.frames, s.D, s.D)], *texts, *heads]
+    return [*2 * [(s.frames, s.D, s.D)], *texts, *2 * [(s.frames, s.D, 2 * s.D)]]
 
 
-def _block_linears(s: _Sizes) -> list[Linear]:
+def _heads(s: _Sizes) -> list[Linear]:
+    return [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels)]
+
+
+def _token_linears(s: _Sizes) -> list[Linear]:
+    """Maps of tokens in a block, without those of the fusion."""
     D, r = s.D, s.hidden
     attentions = [linear for tokens in (s.N_v, s.N_v, s.N_a) for linear in _attention_linears(tokens, D)]
-    adaln = [(s.frames, D, 6 * D), *3 * [(s.frames, D, 3 * D)]]
-    mlps = [linear for tokens in (s.N_v, s.N_a) for linear in [(tokens, D, r), (tokens, r, D)]]
-    return attentions + adaln + mlps + _fusion_linears(s)
+    return attentions + [linear for tokens in (s.N_v, s.N_a) for linear in [(tokens, D, r), (tokens, r, D)]]
+
+
+def _adaln_linears(s: _Sizes) -> list[Linear]:
+    return [(s.frames, s.D, 6 * s.D), *3 * [(s.frames, s.D, 3 * s.D)]]
 
 
 def _attention_linears(tokens: int, D: int) -> list[Linear]:
@@ -127,16 +156,27 @@ def _fusion_linears(s: _Sizes) -> list[Linear]:
             return []
         case "a":
             return _attention_linears(s.N_v + s.N_a, s.D)
+        case "adaptor":
+            heard = [(s.N_v, s.D, s.D), (s.N_v, s.D, 2 * s.D), *2 * [(s.N_a, s.D, s.D)]]
+            return [*_attention_linears(s.N_v, s.D), *heard]
+        case "link":
+            sides = [linear for tokens in (s.N_v, s.N_a) for linear in _link_linears(tokens, s.D)]
+            return [*sides, *2 * [(s.frames, 2 * s.D, 6 * s.D)]]
         case "c" | "c_norm":
             return 2 * [(s.frames, s.D, s.D)]
     raise ValueError(f"fusion {s.fusion!r} has no cost formula; add it to models/flav_costs.py")
 
 
+def _link_linears(tokens: int, D: int) -> list[Linear]:
+    return [*_attention_linears(tokens, D), *2 * [(tokens, D, D)], (tokens, D, 4 * D), (tokens, 4 * D, D)]
+
+
 def _pairs(s: _Sizes) -> int:
     """Pairs of a query and a key in the attentions of one block."""
-    N = s.L + s.S
-    joint = N**2 * (s.T * (s.T + 1) // 2 if s.causal else s.T**2) if s.fusion == "a" else 0
-    return s.batch * (s.T * s.L**2 + s.L * s.T**2 + (s.T * s.S) ** 2 + joint)
+    joint = (s.L + s.S) ** 2
+    of_frames = {"a": joint, "link": joint, "adaptor": s.L * (s.L + s.S)}.get(s.fusion, 0)
+    seen = s.T * (s.T + 1) // 2 if s.causal else s.T**2
+    return s.batch * (s.T * s.L**2 + s.L * s.T**2 + (s.T * s.S) ** 2 + of_frames * seen)
 
 
 def _normed(D: int, stream: int) -> int:
@@ -161,12 +201,34 @@ def _fusion_bytes(s: _Sizes, stream: int, narrow: int) -> int:
         case "a":
             prefixes = narrow * D if s.causal and s.T > 1 else 0  # outputs of the frames are copied into one
             return (s.N_v + s.N_a) * (stream * D + 8 + 5 * narrow * D + 4 * s.heads + prefixes)
+        case "adaptor":
+            return _adaptor_bytes(s, stream, narrow)
+        case "link":
+            return _link_bytes(s, stream, narrow)
         case "b":
             return 2 * s.frames * stream * D
         case "c" | "c_norm":
             normed = stream * D + 8 if s.fusion == "c_norm" else 0
             return 2 * s.frames * (narrow * D + _condition(s, stream, narrow) + normed)
     raise ValueError(f"fusion {s.fusion!r} has no memory formula; add it to models/flav_costs.py")
+
+
+def _adaptor_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    D, seen = s.D, 1 if s.T * s.L == 1 else 2  # copies of what was seen: with its tokens apart, and in line
+    patch = 16 + stream * D + (11 + seen) * narrow * D + 4 * s.heads  # its first norm's input is the feed-forward's
+    sound = stream * D + 8 + 4 * narrow * D + 4 * s.heads
+    turned = narrow * s.T * (2 * s.L + s.S) * (D // s.heads)  # cosines and sines
+    return s.N_v * patch + s.N_a * sound + turned
+
+
+def _link_bytes(s: _Sizes, stream: int, narrow: int) -> int:
+    D = s.D
+    turned_tokens = (8 if narrow < stream else 3 * narrow) * D + 8 * D + 8 * s.heads  # norms of queries and keys
+    token = 2 * _normed(D, stream) + 19 * narrow * D + 4 * s.heads + turned_tokens
+    casts = 2 if s.label_rows and narrow < stream else 1  # of the activated conditions, for each side
+    modulation = 2 * _condition(s, stream, narrow) + narrow * D * (2 * casts + 12 + 4)
+    turned = narrow * s.T * (s.L + s.S) * (D // s.heads)
+    return (s.N_v + s.N_a) * token + s.frames * modulation + turned
 
 
 def _condition(s: _Sizes, stream: int, narrow: int) -> int:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from models.text import Text
+
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
@@ -107,23 +109,63 @@ class CrossAttention(nn.Module):
         """x (N,L,D) -> (N,L,D).
 
         Args:
-            others: (N,K,of); None for x itself. at, others_at: (L,) and (K,) positions; None for none.
+            others: (N,K,of); None for x itself. at, others_at: positions as of `rotated`; None for none.
             mask: (N,K) bool, which others there are.
         """
         others, others_at = (x, at) if others is None else (others, others_at)
+        q, (k, w) = self.queries(x, at), self.keys_values(others, None if at is None else others_at)
+        return self.attended(q, k, w, None if mask is None else mask[:, None, None])
+
+    def queries(self, x: Tensor, at: Tensor | None = None) -> Tensor:
+        """(N,L,D) at their positions -> (N,heads,L,D / heads)."""
         q = self.query_norm(self.query(x).unflatten(-1, (self.num_heads, -1))).transpose(1, 2)
+        return q if at is None else rotated(q, at)
+
+    def keys_values(self, others: Tensor, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(N,K,of) at their positions -> keys, values, (N,heads,K,D / heads) each."""
         k, w = self.key_value(others).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         k = self.key_norm(k)
-        if at is not None:
-            q, k = rotated(q, at), rotated(k, others_at)
-        mask = None if mask is None else mask[:, None, None]
+        return (k if at is None else rotated(k, at)), w
+
+    def attended(self, q: Tensor, k: Tensor, w: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries, keys and values, of one attention or of several, -> (N,L,D)."""
         out = F.scaled_dot_product_attention(q, k, w, attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
+class TextBlock(nn.Module):
+    """Self-attention, cross-attention to a text, feed-forward; where the six vectors that modulate it come from, its
+    kinds say."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.attn, self.text_attn = (CrossAttention(dim, num_heads) for _ in range(2))
+        self.mlp = Mlp(dim, 4 * dim)
+
+    def modulated(self, x: Tensor, six: Tensor, text: Text, at: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (B,R,L,D) of rows that attend apart -> x, and what the self-attention in each row gave.
+
+        Args:
+            six: (B,6,D): shift, scale and gate of the attention, and of the feed-forward. text: of each clip.
+            at: positions as of `rotated`.
+        """
+        shift, scale, gate, shift_m, scale_m, gate_m = six[:, :, None, None].unbind(1)  # (B,1,1,D) each
+        rows = (norm(x) * (1 + scale) + shift).flatten(0, 1)
+        seen = self.attn(rows, at=at).view_as(x)
+        x = x + gate * seen
+        x = x + self.text_attn(x.flatten(1, 2), text.tokens, mask=text.mask).view_as(x)
+        return x + gate_m * self.mlp(norm(x) * (1 + scale_m) + shift_m), seen
+
+
 def rotated(x: Tensor, at: Tensor) -> Tensor:
-    """x (N,heads,L,d) with each pair of numbers turned by its position (L,) times its frequency 10^(-8 i / d)."""
-    angles = at.unsqueeze(-1).float() * frequencies(x.shape[-1], x.device)
+    """x (N,heads,L,d) with each pair of numbers turned by its position times its frequency 10^(-8 i / d).
+
+    at: (L,), or (L,n) of n axes that share the pairs, each with frequencies of its own; the first takes what is over.
+    """
+    n, pairs = (1 if at.ndim == 1 else at.shape[-1]), x.shape[-1] // 2
+    sizes = [pairs - (n - 1) * (pairs // n), *[pairs // n] * (n - 1)]
+    axes = zip(at.view(-1, n).float().split(1, dim=-1), sizes)
+    angles = torch.cat([axis * frequencies(2 * size, x.device) for axis, size in axes], dim=-1)
     cos, sin = (y.to(x.dtype) for y in (angles.cos(), angles.sin()))
     one, two = x.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, one * sin + two * cos], dim=-1)

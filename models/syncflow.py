@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import Pretrained
-from models.layers import CrossAttention, Mlp, PatchEmbed, TimeEmbed, displacement, grid_positions, norm
-from models.text import NULL_TEXT, Text
+from models.layers import CrossAttention, Mlp, PatchEmbed, TextBlock, TimeEmbed, displacement, grid_positions, norm
+from models.text import NULL_TEXT, Text, with_null
 
 STAGES = {  # of training -> the parts of the model that learn in it
     "video": ("video",),
@@ -21,23 +21,16 @@ TAPS = ("temporal", "spatial")
 POSITIONS_PER_SECOND = 50  # of rotary positions: the paper's sound tokens are one apart
 
 
-class Part(nn.Module):
+class Part(TextBlock):
     """Self-attention, cross-attention to the text, feed-forward; modulated by a table added to what the time gives."""
 
     def __init__(self, dim: int, num_heads: int):
-        super().__init__()
-        self.attn, self.text_attn = (CrossAttention(dim, num_heads) for _ in range(2))
-        self.mlp = Mlp(dim, 4 * dim)
+        super().__init__(dim, num_heads)
         self.table = nn.Parameter(torch.randn(6, dim) / dim**0.5)
 
     def forward(self, x: Tensor, c: Tensor, text: Text, at: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (B,R,L,D), c (B,6,D) of the time, text of each clip -> x, and what the self-attention in each row gave."""
-        shift, scale, gate, shift_m, scale_m, gate_m = (self.table + c)[:, :, None, None].unbind(1)  # (B,1,1,D) each
-        rows = (norm(x) * (1 + scale) + shift).flatten(0, 1)
-        seen = self.attn(rows, at=at).view_as(x)
-        x = x + gate * seen
-        x = x + self.text_attn(x.flatten(1, 2), text.tokens, mask=text.mask).view_as(x)
-        return x + gate_m * self.mlp(norm(x) * (1 + scale_m) + shift_m), seen
+        return self.modulated(x, self.table + c, text, at)
 
 
 class VideoLayer(nn.Module):
@@ -113,7 +106,7 @@ class SyncFlow(
 
     _no_split_modules = ("VideoLayer", "SoundLayer", "Adaptor")  # of which FSDP makes units
     system, rolls, frames, sampling = "syncflow", False, 32, "uniform"
-    num_timesteps, cfg_scale, takes = 50, 6.0, ("picture",)
+    num_timesteps, cfg_scale, takes, methods = 50, 6.0, ("picture",), ("line",)
     stages, stages_from_weights = tuple(STAGES), ("audio",)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
@@ -205,7 +198,7 @@ class SyncFlow(
         """
         self._check(v, a, t, text)
         t_a = t if t_a is None else t_a
-        tokens = self._tokens(text, len(v))
+        tokens = with_null(text, self.video.null_text, len(v))
         dv, taps = self._see(v, t, tokens)  # of a frozen tower autograd keeps nothing
         with nullcontext() if self.sound_learns else torch.no_grad():  # else its loss would reach the picture's tower
             da = self._hear(a, t_a, taps, tokens)
@@ -278,16 +271,6 @@ class SyncFlow(
 
     def _frame_positions(self, T: int, device: torch.device) -> Tensor:
         return torch.arange(T, device=device) / self.video_rate * POSITIONS_PER_SECOND
-
-    def _tokens(self, text: Text | None, clips: int) -> Text:
-        """Text of each clip, in which the null text is one learned token."""
-        null = self.video.null_text
-        if text is None:
-            return Text(null.expand(clips, 1, -1), torch.ones(clips, 1, dtype=torch.bool, device=null.device))
-        first = torch.arange(text.mask.shape[1], device=null.device) == 0
-        nothing = ~text.there.unsqueeze(1)
-        tokens = torch.where((nothing & first).unsqueeze(-1), null, text.tokens.to(null.dtype))
-        return Text(tokens, text.mask | (nothing & first))
 
     def _check(self, v: Tensor, a: Tensor, t: Tensor, text: Text | None) -> None:
         B, C, p = len(v), self.in_channels, self.patch_size

@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 from models.syncflow import STAGES, SyncFlow
-from models.system_costs import TIME_FEATURES, Costs, Linear, Piece, widths
-
-
-class ClipSize(NamedTuple):
-    """A clip as the model gets it: T latent frames of height x width, tokens of its sound and of its text."""
-
-    T: int
-    height: int
-    width: int
-    sound: int
-    text: int
-
+from models.system_costs import (
+    TIME_FEATURES,
+    ClipSize,
+    Costs,
+    Piece,
+    attention_bytes,
+    attention_linears,
+    copies,
+    mlp_linears,
+    widths,
+)
 
 PAPERS_CLIP = ClipSize(T=8, height=32, width=32, sound=100, text=300)  # 2 s at 16 fps, 256 px and 48 kHz
 
@@ -94,9 +93,9 @@ class SyncFlowCosts(Costs):
         s, (stream, narrow) = self._sizes(batch), widths(precision)
         return [_around_video(s, stream, narrow, self.grad_ckpt), _around_sound(s, stream, narrow, self.grad_ckpt)]
 
-    def layers(self, batch: int, precision: str) -> list[Piece]:
+    def layers(self, batch: int, precision: str) -> list[tuple[int, Piece]]:
         s, (stream, narrow) = self._sizes(batch), widths(precision)
-        return [_video_layer(s, stream, narrow), _sound_layer(s, stream, narrow)]
+        return [(self.depth, layer(s, stream, narrow)) for layer in (_video_layer, _sound_layer)]
 
     def _sizes(self, batch: int) -> _Sizes:
         c, clip, stage = self.arguments, self.clip, self.stage or "joint"
@@ -165,14 +164,14 @@ def _around_sound(s: _Sizes, stream: int, narrow: int, grad_ckpt: bool) -> Piece
 def _video_layer(s: _Sizes, stream: int, narrow: int) -> Piece:
     """A spatial part and a temporal one."""
     D, conditions = s.D, s.batch * s.D * stream * 8  # table plus time, and both scales plus one
-    linears = [*_attention_linears(s.N_v, s.N_v, D), *_attention_linears(s.N_v, s.N_k, D), *_mlp_linears(s.N_v, D)]
+    linears = [*attention_linears(s.N_v, s.N_v, D), *attention_linears(s.N_v, s.N_k, D), *mlp_linears(s.N_v, D)]
     texts = s.T * s.L * s.N_k
     kept = 0
     for placed in (False, True):
-        own = _attention_bytes(s, s.N_v, s.N_v, narrow, stream, places=2 * s.T * placed)
-        text = _attention_bytes(s, s.N_v, s.N_k, narrow, stream) + narrow * s.N_k  # and a mask
+        own = attention_bytes(s.D, s.heads, s.N_v, s.N_v, narrow, stream, places=2 * s.T * placed)
+        text = attention_bytes(s.D, s.heads, s.N_v, s.N_k, narrow, stream) + narrow * s.N_k  # and a mask
         norms = 2 * s.N_v * (2 * stream * D + 8)  # input, statistics, output for the gradient of the scale
-        inputs = _copies(2, stream, narrow) + 2 * narrow  # of the three products
+        inputs = copies(2, stream, narrow) + 2 * narrow  # of the three products
         outputs = 10 * narrow  # of the attention, inside the feed-forward twice, and of it
         kept += own + text + norms + s.N_v * D * (inputs + outputs) + conditions
     between = stream * s.N_v * D
@@ -191,11 +190,11 @@ def _sound_layer(s: _Sizes, stream: int, narrow: int) -> Piece:
     """A layer with its adaptor."""
     D, heard = s.D, s.shown + s.beside
     adaptor = _adaptor(s, stream, narrow)
-    linears = [*_attention_linears(s.N_a, s.N_a, D), *_attention_linears(s.N_a, heard, D), *_mlp_linears(s.N_a, D)]
-    own = _attention_bytes(s, s.N_a, s.N_a, narrow, stream, places=2 * s.N)
-    other = _attention_bytes(s, s.N_a, heard, narrow, stream, places=s.N + heard // s.batch)
+    linears = [*attention_linears(s.N_a, s.N_a, D), *attention_linears(s.N_a, heard, D), *mlp_linears(s.N_a, D)]
+    own = attention_bytes(s.D, s.heads, s.N_a, s.N_a, narrow, stream, places=2 * s.N)
+    other = attention_bytes(s.D, s.heads, s.N_a, heard, narrow, stream, places=s.N + heard // s.batch)
     hearing = heard * narrow * (D * s.adaptor + 1)  # and a mask
-    inputs = _copies(2, stream, narrow) + 2 * narrow  # of the three products
+    inputs = copies(2, stream, narrow) + 2 * narrow  # of the three products
     norms = 3 * (stream * D + 8)
     kept = own + other + hearing + s.N_a * (D * (inputs + 8 * narrow) + norms) + adaptor.kept
     x = stream * s.N_a * D
@@ -218,41 +217,15 @@ def _adaptor(s: _Sizes, stream: int, narrow: int) -> Piece:
     if not s.adaptor:
         return Piece([])
     D, n = s.D, s.shown
-    query, key_value, proj = _attention_linears(n, n, D)
+    query, key_value, proj = attention_linears(n, n, D)
     data = [] if s.sees else [query, key_value]
     later = [query, key_value] if s.sees else []
     is_view = s.spatial_tap and not s.pool and s.sees  # of what the layer of pictures keeps
     tokens = narrow * D * (2 - is_view) + stream * D + 8
-    kept = _attention_bytes(s, n, n, narrow, stream, places=2 * n // s.batch) + n * tokens
+    kept = attention_bytes(s.D, s.heads, n, n, narrow, stream, places=2 * n // s.batch) + n * tokens
     return Piece([*later, proj, (n, D, D)], data, pairs=D * n * n // s.batch, more=2 * D + _scales(s), kept=kept)
 
 
 def _scales(s: _Sizes) -> int:
     """Scales of the norms of queries and keys."""
     return 2 * (s.D // s.heads)
-
-
-def _attention_linears(queries: int, keys: int, D: int) -> list[Linear]:
-    return [(queries, D, D), (keys, D, 2 * D), (queries, D, D)]
-
-
-def _mlp_linears(tokens: int, D: int) -> list[Linear]:
-    return [(tokens, D, 4 * D), (tokens, 4 * D, D)]
-
-
-def _copies(products: int, stream: int, narrow: int) -> int:
-    """Bytes of a value of the stream as the input of products, for each of which autocast copies it."""
-    return products * narrow if narrow < stream else stream
-
-
-def _attention_bytes(s: _Sizes, queries: int, keys: int, narrow: int, stream: int, places: int = 0) -> int:
-    """What an attention keeps between its inputs and its output.
-
-    Of queries and keys: the norm's input and output in float32, its statistic, and what the attention reads; keys' and
-    values' product as one; the attention's output and logsumexp; sines of `places` positions.
-    """
-    D, normed = s.D, 4 * s.heads
-    query = 8 * D + narrow * D + normed
-    key = (4 * (1 + (narrow < stream)) + narrow) * D + normed
-    out = narrow * D * (1 + (places > 0)) + 4 * s.heads  # the CPU copies it where queries were turned by their places
-    return queries * (query + out) + keys * (key + 2 * narrow * D) + narrow * places * (D // s.heads)

@@ -7,7 +7,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 from models.checkpoint import Pretrained
 
@@ -19,6 +19,16 @@ H100_BF16 = 989e12  # FLOP/s of an H100 SXM by its data sheet, dense
 Linear = tuple[int, int, int]  # rows, inputs, outputs of a linear map
 
 
+class ClipSize(NamedTuple):
+    """A clip as the model gets it: T (latent) frames of height x width, tokens of its sound and of its text."""
+
+    T: int
+    height: int
+    width: int
+    sound: int
+    text: int
+
+
 @dataclass(frozen=True)
 class Piece:
     """A part of a model in a call: one of its layers, or what is around them.
@@ -26,34 +36,50 @@ class Piece:
     Args:
         linears: maps whose input gets a gradient. first: maps of data, whose input gets none.
         pairs: of a query and a key in its attentions, times their width.
+        known: of these pairs, those whose keys and values get no gradient where it passes.
         more: parameters that are of no linear map.
         kept: bytes that autograd keeps of it, each storage once, without weights and their copies.
         between, again: where layers are recomputed, bytes kept of it until then, and those on top while it is.
-        learns: whether it is trained; what is frozen has no graph.
+        passed, still: maps that are frozen, whose input gets a gradient on its way to what learns, or none.
+        more_frozen: parameters that are frozen and of no linear map.
+        ends: operations of the map at its end, which recomputing leaves out since nothing needs what it gives.
+        learns: whether gradients reach it, of its own weights or on their way; else it has no graph.
     """
 
     linears: Sequence[Linear]
     first: Sequence[Linear] = ()
     pairs: int = 0
+    known: int = 0
     more: int = 0
     kept: int = 0
     between: int = 0
     again: int = 0
+    ends: int = 0
     learns: bool = True
+    passed: Sequence[Linear] = ()
+    still: Sequence[Linear] = ()
+    more_frozen: int = 0
 
     @property
     def parameters(self) -> int:
-        maps = (*self.linears, *self.first)
-        return _weights(maps) + sum(outputs for *_, outputs in maps) + self.more
+        return _with_biases((*self.linears, *self.first, *self.passed, *self.still)) + self.more + self.more_frozen
+
+    @property
+    def trained(self) -> int:
+        return (_with_biases((*self.linears, *self.first)) + self.more) * self.learns
 
     @property
     def forward_flops(self) -> int:
-        return _flops((*self.linears, *self.first)) + 4 * self.pairs
+        return _flops((*self.linears, *self.first, *self.passed, *self.still)) + 4 * self.pairs
 
     @property
     def backward_flops(self) -> int:
-        """Twice the forward pass, since every product has two gradients of its own cost; maps of data have one."""
-        return (2 * self.forward_flops - _flops(self.first)) * self.learns
+        """Twice the forward pass, since every product has two gradients of its own cost; maps of data have one.
+
+        Of what gradients pass through, maps have the gradient of their input alone, those of data none.
+        """
+        one = _flops((*self.first, *self.passed))
+        return (2 * (_flops(self.linears) + 4 * self.pairs) - 4 * self.known + one) * self.learns
 
 
 @dataclass(frozen=True)
@@ -102,8 +128,8 @@ class Costs(ABC):
         """What is around the layers."""
 
     @abstractmethod
-    def layers(self, batch: int, precision: str) -> list[Piece]:
-        """A layer of each kind, of which there are `depth`."""
+    def layers(self, batch: int, precision: str) -> list[tuple[int, Piece]]:
+        """A layer of each kind, and how many there are of it."""
 
     @property
     def arguments(self) -> dict:
@@ -135,7 +161,7 @@ class Costs(ABC):
     @property
     def trained(self) -> int:
         """Those of them that are trained."""
-        return self._sum(lambda piece: piece.parameters * piece.learns)
+        return self._sum(lambda piece: piece.trained)
 
     def forward_flops(self, batch: int = 1) -> int:
         """Floating-point operations of one forward pass, 2 per multiply-add of a matrix product.
@@ -148,6 +174,8 @@ class Costs(ABC):
     def training_flops(self, batch: int = 1, recomputed: bool = True) -> int:
         """Operations of forward and backward: 3 x forward of what learns, 4 x where its layers are recomputed.
 
+        Of what gradients pass through on their way it is about 2 x and 3 x.
+
         What fused attention kernels recompute of their scores is not counted.
 
         Args:
@@ -155,7 +183,7 @@ class Costs(ABC):
         """
         flops = self.forward_flops(batch) + self._sum(lambda piece: piece.backward_flops, batch)
         if self.grad_ckpt and recomputed:
-            flops += self.depth * sum(x.forward_flops for x in self.layers(batch, "fp32") if x.learns)
+            flops += sum(n * (x.forward_flops - x.ends) for n, x in self.layers(batch, "fp32") if x.learns)
         return flops
 
     def activation_bytes(self, batch: int = 1, precision: str = "fp32") -> int:
@@ -175,8 +203,8 @@ class Costs(ABC):
         outer, layers = self._learning(batch, precision)
         around = sum(piece.kept for piece in outer)
         if self.grad_ckpt:
-            return around + self.depth * sum(x.between for x in layers) + max(x.again for x in layers)
-        return around + self.depth * sum(x.kept for x in layers)
+            return around + sum(n * x.between for n, x in layers) + max(x.again for _, x in layers)
+        return around + sum(n * x.kept for n, x in layers)
 
     def memory_plan(self, batch_per_gpu: int, gpus: int, strategy: str = "ddp", precision: str = "bf16") -> MemoryPlan:
         """Memory of one GPU in training. Not counted: CUDA's context, workspaces, gradients of activations, the codec.
@@ -224,12 +252,13 @@ class Costs(ABC):
 
     def _sum(self, of: Callable[[Piece], int], batch: int = 1) -> int:
         """Of all pieces."""
-        outer, layers = (sum(map(of, pieces(batch, "fp32"))) for pieces in (self.outer, self.layers))
-        return outer + self.depth * layers
+        layers = sum(n * of(x) for n, x in self.layers(batch, "fp32"))
+        return sum(map(of, self.outer(batch, "fp32"))) + layers
 
-    def _learning(self, batch: int, precision: str) -> tuple[list[Piece], list[Piece]]:
-        """What is trained of `outer` and of `layers`."""
-        return tuple([x for x in pieces(batch, precision) if x.learns] for pieces in (self.outer, self.layers))
+    def _learning(self, batch: int, precision: str) -> tuple[list[Piece], list[tuple[int, Piece]]]:
+        """What has a graph of what is around the layers, and of the layers."""
+        outer, layers = self.outer(batch, precision), self.layers(batch, precision)
+        return [x for x in outer if x.learns], [(n, x) for n, x in layers if x.learns]
 
     def _copied(self, precision: str) -> int:
         """Bytes of the copies that autocast makes of weights for products, as long as the backward pass needs them.
@@ -237,15 +266,17 @@ class Costs(ABC):
         Of layers that are recomputed those of one at a time live.
         """
         stream, narrow = widths(precision)
-        outer, layers = ([_weights(x.linears) for x in pieces] for pieces in self._learning(1, precision))
-        weights = sum(outer) + (max(layers) if self.grad_ckpt else self.depth * sum(layers))
+        outer, layers = self._learning(1, precision)
+        around = sum(_weights((*x.linears, *x.passed)) for x in outer)
+        counted = [(1 if self.grad_ckpt else n) * _weights((*x.linears, *x.passed)) for n, x in layers]
+        weights = around + (max if self.grad_ckpt else sum)(counted)
         return narrow * weights if narrow < stream else 0
 
     def _gathered(self, precision: str) -> int:
         """Bytes that FSDP gathers."""
         around = sum(x.parameters for x in self.outer(1, precision))
-        layers = self.layers(1, precision)
-        largest, learning = max(x.parameters for x in layers), max(x.parameters for x in layers if x.learns)
+        layers = [x for _, x in self.layers(1, precision)]
+        largest, learning = max(x.parameters for x in layers), max(x.trained for x in layers)
         return widths(precision)[1] * (around + 2 * largest + learning)
 
 
@@ -258,6 +289,42 @@ def widths(precision: str) -> tuple[int, int]:
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
+
+
+def attention_linears(queries: int, keys: int, D: int) -> list[Linear]:
+    """Maps of an attention: of queries, of keys with values, and of what comes out."""
+    return [(queries, D, D), (keys, D, 2 * D), (queries, D, D)]
+
+
+def mlp_linears(tokens: int, D: int) -> list[Linear]:
+    """Maps of a feed-forward."""
+    return [(tokens, D, 4 * D), (tokens, 4 * D, D)]
+
+
+def copies(products: int, stream: int, narrow: int) -> int:
+    """Bytes of a value of the stream as the input of products, for each of which autocast copies it."""
+    return products * narrow if narrow < stream else stream
+
+
+def attention_bytes(
+    D: int, heads: int, queries: int, keys: int, narrow: int, stream: int, places: int = 0, learns: bool = True
+) -> int:
+    """What an attention keeps between its inputs and its output.
+
+    Of queries and keys: the norm's input and output in float32, its statistic, and what the attention reads; keys' and
+    values' product as one; the attention's output and logsumexp; sines of `places` positions. Of one through which
+    gradients pass, the norms' outputs are not kept.
+    """
+    normed = 4 * heads
+    query = 4 * (1 + learns) * D + narrow * D + normed
+    key = (4 * (learns + (narrow < stream)) + narrow) * D + normed
+    copied = places > 0 and learns  # by the CPU, where queries were turned by their places
+    out = narrow * D * (1 + copied) + 4 * heads
+    return queries * (query + out) + keys * (key + 2 * narrow * D) + narrow * places * (D // heads)
+
+
+def _with_biases(linears: Sequence[Linear]) -> int:
+    return _weights(linears) + sum(outputs for *_, outputs in linears)
 
 
 def _flops(linears: Sequence[Linear]) -> int:

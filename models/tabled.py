@@ -15,8 +15,8 @@ class TabledFLAV:
     """FLAV for sampling in which each frame takes `steps` steps from noise to data, so at times s / steps, s whole.
 
     What depends on time and label alone (time embedding, the modulation of every block and head) is computed once per
-    label, for all times, and then looked up: the same up to rounding. Calls at other times, or with more labels than a
-    table holds, compute it as ever; with `steps` None all calls do.
+    label, for all times and the model's conditioning times, and then looked up: the same up to rounding. Calls at other
+    times, or with more labels than a table holds, compute it as ever; with `steps` None all calls do.
 
     Args:
         prompts: prompts() -> (P,D_t) on the model's device, for a model with text; rows are only ever added.
@@ -24,7 +24,9 @@ class TabledFLAV:
 
     def __init__(self, model: FLAV, steps: int | None, prompts: Callable[[], Tensor | None] = lambda: None):
         self.model, self.steps, self.prompts = model, steps, prompts
-        self.video = self.audio = None  # (labels * (steps + 1), K) each, as of `FLAV.conditions`
+        schedule = [] if steps is None else [s / steps for s in range(steps + 1)]
+        self.times = torch.tensor([*schedule, *(model.conditioning_times or ())], dtype=torch.float64)
+        self.video = self.audio = None  # (labels * times, K) each, as of `FLAV.conditions`
         self.starts = torch.full((model.num_classes + 2,), -1)  # first row of each label from -1 on; -1: no rows
 
     def __call__(
@@ -39,8 +41,8 @@ class TabledFLAV:
         """Rows of the tables for (B,T) times; None where there is one that the tables lack."""
         if self.steps is None:
             return None
-        step, step_a = (t * self.steps).round(), (t_a * self.steps).round()
-        if not (torch.equal(step / self.steps, t) and torch.equal(step_a / self.steps, t_a)):
+        at, at_a = self._places(t), self._places(t_a)
+        if not (torch.equal(self.times[at], t) and torch.equal(self.times[at_a], t_a)):
             return None
         place = (torch.tensor(self.model.null_label) if y is None else y) + 1
         if (more := int(place.max()) + 1 - len(self.starts)) > 0:
@@ -48,16 +50,23 @@ class TabledFLAV:
         if (self.starts[place] < 0).any() and not self._take_in(place[self.starts[place] < 0].unique().tolist()):
             return None
         start = self.starts[place if place.ndim != 1 else place.unsqueeze(1)]
-        rows = ((start + s.long()).to(self.video.device, non_blocking=True) for s in (step, step_a))
+        rows = ((start + place).to(self.video.device, non_blocking=True) for place in (at, at_a))
         return tuple(F.embedding(row, table) for row, table in zip(rows, (self.video, self.audio)))
+
+    def _places(self, t: Tensor) -> Tensor:
+        """Where times (B,T) stand in the list of times, if they do."""
+        place = (t * self.steps).round().long()
+        for i in range(self.steps + 1, len(self.times)):
+            place = torch.where(t == self.times[i], i, place)
+        return place
 
     @torch.no_grad()
     def _take_in(self, places: list[int]) -> bool:
         """Append the rows of new labels, each one less than its place; False if there is no room for them."""
-        rows, device = self.steps + 1, self.model.video_patch_pos.device
+        rows, device = len(self.times), self.model.video_patch_pos.device
         if ((self.starts >= 0).sum() + len(places)) * rows > ROWS:
             return False
-        t = torch.arange(rows, dtype=torch.float64, device=device).unsqueeze(0) / self.steps
+        t = self.times.to(device).unsqueeze(0)
         for place in places:
             y = None if place - 1 == self.model.null_label else torch.tensor([place - 1], device=device)
             self.starts[place] = (self.starts >= 0).sum() * rows

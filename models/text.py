@@ -58,6 +58,16 @@ def padded(texts: Sequence[Tensor], width: int) -> Text:
     return Text(tokens, torch.arange(L) < lengths.unsqueeze(1))
 
 
+def with_null(text: Text | None, null: Tensor, clips: int) -> Text:
+    """Text of so many clips, in which the null text is one token, `null` (D,); None is the null text of all."""
+    if text is None:
+        return Text(null.expand(clips, 1, -1), torch.ones(clips, 1, dtype=torch.bool, device=null.device))
+    first = torch.arange(text.mask.shape[1], device=null.device) == 0
+    nothing = ~text.there.unsqueeze(1)
+    tokens = torch.where((nothing & first).unsqueeze(-1), null, text.tokens.to(null.dtype))
+    return Text(tokens, text.mask | (nothing & first))
+
+
 class TextEncoder(nn.Module, ABC):
     """Texts -> tokens of a fixed width; nothing of it is trained.
 

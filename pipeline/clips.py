@@ -45,7 +45,8 @@ class ClipPipeline:
         self.codec = codec.to(device)
         self.spec, self.device, self.dtype = codec.spec, torch.device(device), dtype
         self.prompts = TokenPrompts(self._text_encoder, model.text_width)
-        wrong = [f"{name} {getattr(model, name)}, the codecs {value}" for name, value in codec.facts.items()
+        told = {name: value for name, value in codec.facts.items() if hasattr(model, name)}  # any size suits some
+        wrong = [f"{name} {getattr(model, name)}, the codecs {value}" for name, value in told.items()
                  if getattr(model, name) != value]  # fmt: skip
         if wrong:
             raise ValueError(f"the model has {', '.join(wrong)}; take the codecs that it was trained with")

@@ -155,15 +155,18 @@ def conditioned_streams(
     Args:
         given: "sound" or "picture".
         method: "guide" puts the given side on its lines and corrects the other by the gradient of its error, "replace"
-            does without the gradient, "clean" shows the given side at t = 1.
+            does without the gradient, "clean" shows the given side at t = 1, "held" at the model's conditioning time.
     """
     modality = SOURCES[given].modality
+    shown_at = {"clean": 1.0}
+    if pipe.model.conditioning_times is not None:
+        shown_at["held"] = dict(zip(("picture", "sound"), pipe.model.conditioning_times))[given]
     return Streams(
         pipe,
         num_timesteps,
         cfg_scale,
         guidance=Guidance(guidance_scale) if method == "guide" else None,
-        t=1.0 if method == "clean" else None,
+        t=shown_at.get(method),
         picture=modality is Modality.AUDIO,
         sound=modality is Modality.VIDEO,
         resumable=False,

@@ -61,6 +61,8 @@ class Prompts:
             ValueError, FileNotFoundError: the encoder is not the model's, or cannot be had.
         """
         text = " ".join(text.split())
+        if not text:  # also of a model that reads none
+            return NULL_TEXT
         if text in self.said.texts:
             return self.said.texts.index(text)
         tokens, (length,) = self.encoder.encode([text]), self.encoder.lengths([text])

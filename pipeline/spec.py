@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from reprlib import repr as shown
 from textwrap import shorten
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from safetensors import SafetensorError, safe_open
 
@@ -207,10 +207,17 @@ def _architecture(path: Path, kind: type[Pretrained]) -> dict[str, Any]:
     config = {p.name: saved.get(p.name, p.default) for p in parameters}
     for name, wanted in ((p.name, p.annotation) for p in parameters):
         value, kinds, least = config[name], get_args(wanted) or (wanted,), int(wanted is int)
-        good = any(_is_number(value, k, least) if k in (int, float) else isinstance(value, k) for k in kinds)
-        if not good or len(str(value)) > LONGEST:
+        long = not isinstance(value, list) and len(str(value)) > LONGEST
+        if long or not any(_is_of(value, k, least) for k in kinds):
             raise ValueError(f"{path} has {name} {shown(value)}, which it cannot be; fetch or export it again")
     return config
+
+
+def _is_of(value: Any, kind: type, least: int) -> bool:
+    """Whether a value is of a kind: a number, a list of numbers, or another."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_number(x, *get_args(kind), 0) for x in value)
+    return _is_number(value, kind, least) if kind in (int, float) else isinstance(value, kind)
 
 
 def _check_architecture(path: Path, sizes: list[int]) -> None:

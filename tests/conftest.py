@@ -29,16 +29,18 @@ def fixtures() -> Path:
 
 @pytest.fixture(scope="module")
 def small_preset():
-    """FLAV-mini and SyncFlow-mini, of which other tests need not know; the device's ceiling is measured once."""
+    """A mini of each system, of which other tests need not know; the device's ceiling is measured once."""
     from models import FLAV_presets
+    from models.avlink import AVLink_presets
     from models.syncflow import SyncFlow_presets
-    from tests.small_train import SMALL, SMALL_CLIPS
+    from tests.small_train import SMALL, SMALL_CLIPS, SMALL_LINKS
     from training import ceiling
 
     measured = functools.cache(ceiling.matmul_ceiling)
     with (
         patch.dict(FLAV_presets, SMALL),
         patch.dict(SyncFlow_presets, SMALL_CLIPS),
+        patch.dict(AVLink_presets, SMALL_LINKS),
         patch.object(ceiling, "matmul_ceiling", measured),
     ):
         yield

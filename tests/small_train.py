@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import train
 from models import FLAV_presets
+from models.avlink import AVLink_presets
 from models.syncflow import SyncFlow_presets
 from training import ceiling
 from training.storage import Journal
@@ -19,6 +20,9 @@ from training.storage import Journal
 MINI = {"hidden_size": 32, "depth": 2, "num_heads": 2}
 SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], **MINI}}
 SMALL_CLIPS = {"SyncFlow-mini": {**SyncFlow_presets["SyncFlow-tiny"], **MINI}}
+SMALL_LINKS = {
+    "AVLink-mini": {**AVLink_presets["AVLink-tiny"], **MINI, "depth": 3, "placement": [1, 2], "link_size": 32}
+}
 LINGERS = int(os.environ.get("LINGERS", 0))
 SECONDS = 2
 
@@ -37,6 +41,7 @@ def lingering(write):
 def main() -> None:
     FLAV_presets.update(SMALL)
     SyncFlow_presets.update(SMALL_CLIPS)
+    AVLink_presets.update(SMALL_LINKS)
     ceiling.matmul_ceiling = lambda *args, **how: 1e11
     Journal.write = lingering(Journal.write)
     train.main(sys.argv[1:])

@@ -86,9 +86,9 @@ def test_defaults_of_training_are_those_of_the_paper():
     paper = dict(lr=1e-4, weight_decay=0.02, beta2=0.999, clip_grad_norm=1.0, ema_decay=0.9999, theta=0.2,
                  class_dropout_prob=0.1, fusion="c", lr_schedule="constant",
                  codec="sd-vae", model="FLAV-B/1", causal_attn=True, image_size=256, n_mels=256)  # fmt: skip
-    assert {name: getattr(args, name) for name in paper} == paper
-    assert args.predict_frames is args.sampling is None
+    assert args.predict_frames is args.sampling is args.lr is None  # until it is known which system's
     assert check_names(args).frames == 10 and args.sampling == "logit"
+    assert {name: getattr(args, name) for name in paper} == paper
 
 
 def test_arguments_are_read_from_a_file_with_comments_and_later_ones_win(tmp_path):

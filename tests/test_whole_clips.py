@@ -327,7 +327,7 @@ def test_videos_that_nobody_prepared_train_the_same_model(balls, tmp_path):
         (["--predict-frames", 12], "was prepared in clips of 8 frames, not 12"),
         (["--fps", 5], "--fps 5 contradicts"),
         (["--model", "FLAV-mini"], "was prepared for whole clips of 8 frames, which FLAV-mini does not take"),
-        (["--model", "FLAV-mini", "--stage", "video"], "--stage video is none of FLAV-mini; it is trained in one"),
+        (["--model", "FLAV-mini", "--stage", "video"], "--stage video is none of FLAV-mini; choose one of link"),
         (
             ["--model", "FLAV-mini", "--logit-std", 2],
             "--logit-std is of times of whole clips under --sampling logit, not",

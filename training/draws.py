@@ -1,6 +1,6 @@
 """The random part of a training step, as functions of (seed, step, place in the global batch)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -48,18 +48,24 @@ class Draws:
 
         y: on the CPU, (B,), or with texts (B,K), captions of a clip before -1 that fill the row.
         """
-        drawn = training_draws(self.seed, step, self.rows, *self.shapes)
-        gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
-        posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
-        v, noise = mean + std * posterior, (eps_v, eps_a)
+        drawn, v, noise = self._drawn(step, mean, std)
         times = tuple(sent(t, mean.device) for t in self._times(drawn))
+        shares = self._shares(drawn, mean.device)
         if self.null_label is None:
-            return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None)
+            return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None, **shares)
         y = chosen_captions(y, drawn.caption) if self.texts else y
         y = y.masked_fill(drawn.drop < self.drop, self.null_label)
         cut = self._cut(drawn, y) if self.cuts else None
         v, a = (x if cut is None else spliced(x, cut) for x in (v, a))
-        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **self._said(y, cut, mean))
+        said = self._said(y, cut, mean)
+        return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **said, **shares)
+
+    def _drawn(self, step: int, mean: Tensor, std: Tensor) -> tuple[TrainingDraws, Tensor, tuple[Tensor, Tensor]]:
+        """All that is random in a step; a draw of the picture's latents, and the noise of both sides, on the device."""
+        drawn = training_draws(self.seed, step, self.rows, *self.shapes)
+        gaussians = (drawn.posterior, drawn.eps_v, drawn.eps_a)
+        posterior, eps_v, eps_a = (sent(x.to(mean.dtype), mean.device) for x in gaussians)
+        return drawn, mean + std * posterior, (eps_v, eps_a)
 
     def _paired(self, noise: tuple[Tensor, Tensor], data: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The noise of each clip: as it was drawn."""
@@ -81,13 +87,45 @@ class Draws:
         if cut is not None:  # a frame's text is the mean of its tokens
             means, there = (x.unsqueeze(1).expand(*cut.shape, *x.shape[1:]) for x in (text.pooled(), text.there))
             text = Text(*(spliced(x, cut).unsqueeze(2) for x in (means, there)))
-        return {"y": None, "text": Text(sent(text.tokens.to(like.dtype), like.device), sent(text.mask, like.device))}
+        return {"y": None, "text": on_device(text, like)}
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
         """Times (B,T) of video and audio."""
         early, T = drawn.pre_rolling < self.theta, self.shapes[0][0]
         t, t_a = draw_times(drawn.w, early, T), draw_times(drawn.w_a, early, T)
         return paired_times(t, t_a, drawn.independent, self.independent)
+
+    def _shares(self, drawn: TrainingDraws, device: torch.device) -> dict:
+        """Which sides count, as `flow_loss` is told: both of all clips."""
+        return {}
+
+
+class HeldDraws(Draws):
+    """The random part of a step that trains a link: a side of each clip is given, the other learns (AV-Link, Eq. 5).
+
+    The given side is at its conditioning time in every frame, the other at its usual ones. Sides take turns by chance.
+
+    Args:
+        how: as of `Draws`. conditioning_times: of a given picture and of a given sound.
+        carries: sides that may be given, of "picture" and "sound".
+    """
+
+    def __init__(self, *how, conditioning_times: Sequence[float], carries: Sequence[str]):
+        super().__init__(*how)
+        self.conditioning_times, self.carries = conditioning_times, carries
+
+    def _given(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        """(B,) bool of picture and of sound, in which clips it is given."""
+        turn = (drawn.independent * len(self.carries)).long()
+        return tuple(torch.isin(turn, torch.tensor([i for i, own in enumerate(self.carries) if own == side]))
+                     for side in ("picture", "sound"))  # fmt: skip
+
+    def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
+        held = zip(super()._times(drawn), self._given(drawn), self.conditioning_times)
+        return tuple(torch.where(given.unsqueeze(1), at, t) for t, given, at in held)
+
+    def _shares(self, drawn: TrainingDraws, device: torch.device) -> dict:
+        return {"shares": tuple(sent(~given, device) for given in self._given(drawn))}
 
 
 class ClipDraws(Draws):
@@ -98,6 +136,7 @@ class ClipDraws(Draws):
         sampling: how times are drawn, a key of TIMES. spread: more of it, such as the mean of logit-normal times.
         pairing: noise is led to clips by optimal transport within so many of them; 0 for none. Costs are compared on
             the CPU, so each step waits for the device.
+        alone: the side whose tower alone is called, of a model that has towers of each; None for both.
     Raises:
         ValueError: there is no such way to draw times.
     """
@@ -113,11 +152,16 @@ class ClipDraws(Draws):
         sampling: str = "uniform",
         spread: Mapping[str, float] | None = None,
         pairing: int = 0,
+        alone: str | None = None,
     ):
         if sampling not in TIMES:
             raise ValueError(f"--sampling {sampling} draws no times of whole clips; choose {' or '.join(TIMES)}")
         super().__init__(seed, rows, shapes, 0.0, drop, null_label, texts=texts)
         self.drawn_as, self.pairing = partial(TIMES[sampling], **(spread or {})), pairing
+        self.called = {"alone": alone} if alone else {}
+
+    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
+        return super().__call__(step, mean, std, a, y) | self.called
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
         """Times (B,), the same of video and audio."""
@@ -132,6 +176,11 @@ class ClipDraws(Draws):
 
 
 TIMES: dict[str, Callable[[Tensor], Tensor]] = {"uniform": lambda u: u, "logit": logit_normal_times}
+
+
+def on_device(text: Text, like: Tensor) -> Text:
+    """A text where `like` is, in its dtype."""
+    return Text(sent(text.tokens.to(like.dtype), like.device), sent(text.mask, like.device))
 
 
 def beside(x: Tensor) -> Tensor:

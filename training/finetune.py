@@ -39,7 +39,7 @@ class Report:
         return "\n".join(lines + _by_reason("unused", dict.fromkeys(self.unused, "no such tensor here")))
 
 
-def initialise(model: Pretrained, source: str | Path, class_names: Sequence[str] = ()) -> Report:
+def initialise(model: Pretrained, source: str | Path, class_names: Sequence[str] = (), part: str = "") -> Report:
     """Copy the weights of a checkpoint into a model whose classes, window or sizes may be others.
 
     A tensor of the same name and shape is copied. Rows of the class tables go by class name where both sides know
@@ -50,6 +50,7 @@ def initialise(model: Pretrained, source: str | Path, class_names: Sequence[str]
     Args:
         source: a checkpoint folder, a released one, or a hub id; read by `models.load_model`.
         class_names: of this model's classes, where known; the source's are in its pipeline.json.
+        part: what the names of the tensors that are looked at begin with, as "picture."; all if empty.
     Raises:
         FileNotFoundError, ValueError: there is no such checkpoint, it is damaged, or no tensor of it could be taken.
     """
@@ -62,7 +63,7 @@ def initialise(model: Pretrained, source: str | Path, class_names: Sequence[str]
         raise ValueError(f"{source} is a model of {other.system}, not of {model.system}; begin with one of the same")
     rows, how = _class_rows(model, other, class_names, _class_names(folder))
     report = Report(str(source), differences(other._hub_mixin_config, model._hub_mixin_config))
-    own, given = model.state_dict(), other.state_dict()
+    own, given = ({name: x for name, x in of.state_dict().items() if name.startswith(part)} for of in (model, other))
     report.unused = [name for name in given if name not in own]
     for name, here in own.items():
         _take(report, name, here, given.get(name), rows, how)
@@ -151,6 +152,16 @@ def freeze(model: nn.Module, patterns: list[str]) -> int:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             parameter.requires_grad_(False)
     return trainable_size(model, f"freezing {', '.join(patterns)}")
+
+
+def check_frozen(model: nn.Module, report: Report | None, stage: str) -> None:
+    """Raise a ValueError if a stage freezes weights that the source, if there is one, did not have in full."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    strange = [name for name in (report.left | report.resized if report else {}) if name in frozen]
+    if strange:
+        raise ValueError(f"{report.source} lacks {few(strange)}, which stage {stage} freezes "
+                         f"({'; '.join(report.differs) or 'nothing else differs'}); give weights of this very "
+                         "shape, window and classes")  # fmt: skip
 
 
 def trainable_size(model: nn.Module, after: str) -> int:

@@ -117,11 +117,17 @@ def batch_loss(accelerator: Accelerator, model: nn.Module, inputs: dict, weight:
 
 
 def _parted(inputs: dict, parts: int) -> Iterator[dict]:
-    """The batch in equal parts; what is None or a pair stays so."""
+    """The batch in equal parts; what is None, a word or a pair stays so."""
     size = len(inputs["v"]) // parts
 
     def cut(x, rows: slice):
-        return x if x is None else tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows]
+        return (
+            x
+            if x is None or isinstance(x, str)
+            else tuple(part[rows] for part in x)
+            if isinstance(x, tuple)
+            else x[rows]
+        )
 
     for start in range(0, size * parts, size):
         yield {name: cut(x, slice(start, start + size)) for name, x in inputs.items()}

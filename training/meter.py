@@ -24,16 +24,26 @@ class Meter:
         self.skipped = torch.zeros(2, dtype=torch.float64, device=device)  # steps in all, and in a row until now
         self.waited = 0.0  # seconds for data
 
-    def add(self, loss: FlowLoss, times: tuple[Tensor, Tensor], norm: Tensor) -> None:
-        """Take in a step at these times of video and audio; one whose gradient norm is not finite counts as skipped."""
+    def add(
+        self,
+        loss: FlowLoss,
+        times: tuple[Tensor, Tensor],
+        norm: Tensor,
+        shares: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Take in a step at these times of video and audio; one whose gradient norm is not finite counts as skipped.
+
+        shares: as of `flow_loss`; frames that are given are not counted by their times.
+        """
         bad = ~norm.isfinite()
         row = torch.stack([torch.ones_like(norm), loss.total, loss.video, loss.audio, norm]).detach().double()
         self.sums += torch.where(bad, 0, row)
         self.skipped[0] += bad
         self.skipped[1] = (self.skipped[1] + 1) * bad
-        for bins, t, error in zip(self.bins, times, (loss.error_v, loss.error_a)):
+        for bins, t, error, share in zip(self.bins, times, (loss.error_v, loss.error_a), shares or (None, None)):
             t = t if t.ndim == 2 else t.unsqueeze(1).expand_as(error)  # of whole clips
-            frames = torch.stack([torch.ones_like(error), error]).flatten(1).double()
+            counted = torch.ones_like(error) if share is None else (share > 0).to(error).unsqueeze(1).expand_as(error)
+            frames = torch.stack([counted, error]).flatten(1).double()
             bins.index_add_(1, (t * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))
 
     def read(

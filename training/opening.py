@@ -6,7 +6,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from torch import nn
@@ -19,7 +19,7 @@ from models import model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
 from models.costs import COSTS
-from models.fusion import FUSIONS
+from models.fusion import CONDITIONING_TIMES, FUSIONS, check_conditioning_times, placed
 from models.system_costs import Costs
 from models.text import TEXT_ENCODERS, load_text_encoder
 from pipeline.avcodec import AVCodec
@@ -27,9 +27,10 @@ from pipeline.avpipeline import AVPipeline
 from pipeline.clips import clip_shapes
 from pipeline.spec import AVSpec, fetch_checkpoint
 from pipeline.whole import replaced_folder
-from training.draws import ClipDraws, Draws
+from training.draws import ClipDraws, Draws, HeldDraws
 from training.encode import make_codec
-from training.finetune import freeze, initialise
+from training.finetune import check_frozen, freeze, initialise
+from training.link_draws import LinkDraws
 from training.lora import add_lora
 from training.texts import Texts, encoded_texts, prepared_texts
 from vocoder.autoencoder import SOUND_CODECS
@@ -63,8 +64,18 @@ def check_names(args: Namespace) -> type[Pretrained]:
             raise ValueError(f"--{name} {value} is none of {args.model}; {told}")
     if args.stage in kind.stages_from_weights and not args.init_from:
         raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
-    if not kind.rolls and not args.text_encoder:
+    settle_link(args, kind)
+    if kind.links and not args.stage:
+        raise ValueError(f"{args.model} is trained in stages; give --stage, one of {', '.join(kind.stages)}")
+    if not kind.rolls and kind.needs_text and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
+    check_sources(args, kind)
+    if args.given_time is not None and args.stage not in kind.links:
+        raise ValueError(f"--given-time is of stages in which a side is given, such as AV-Link's v2a, not of "
+                         f"{args.model} in stage {args.stage}; leave it out")  # fmt: skip
+    for name, value in kind.training.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     args.sampling = args.sampling or kind.sampling
     args.spread = {name: value for name, value in (("mean", args.logit_mean), ("std", args.logit_std))
                    if value is not None}  # fmt: skip
@@ -75,6 +86,48 @@ def check_names(args: Namespace) -> type[Pretrained]:
         raise ValueError(f"--cuts is of frames that have texts of their own, and {args.model} has one for a clip; "
                          "leave it out")  # fmt: skip
     return kind
+
+
+def settle_link(args: Namespace, kind: type[Pretrained]) -> None:
+    """Where the fusion is, and the conditioning times of a stage that holds a side, are settled in `args`.
+
+    Raises:
+        ValueError: they cannot be, or nothing passes between the sides, or the stage holds none.
+    """
+    if args.fusion_blocks is not None:
+        if "fusion_blocks" not in inspect.signature(kind).parameters:
+            raise ValueError(f"--fusion-blocks {args.fusion_blocks} are of FLAV's blocks, not of {args.model}; leave "
+                             "them out")  # fmt: skip
+        placed(args.fusion_blocks, kind.presets[args.model]["depth"])
+    if args.stage not in kind.stages_holding:
+        if args.conditioning_times is not None:
+            raise ValueError(f"--conditioning-times {args.conditioning_times} are of a stage that holds one side, such "
+                             f"as FLAV's --stage link, not of {args.model} in stage {args.stage}; leave them "
+                             "out")  # fmt: skip
+        return
+    args.conditioning_times = args.conditioning_times or list(CONDITIONING_TIMES)
+    check_conditioning_times(args.conditioning_times)
+    if not FUSIONS[args.fusion].carries:
+        raise ValueError(f"--stage {args.stage} trains what passes between the sides, and with --fusion {args.fusion} "
+                         "nothing does; take link or adaptor")  # fmt: skip
+    if args.independent_times:
+        raise ValueError(f"--independent-times {args.independent_times} draws times that --stage {args.stage} holds; "
+                         "leave it out")  # fmt: skip
+
+
+def check_sources(args: Namespace, kind: type[Pretrained]) -> None:
+    """Raise a ValueError if --init-from names checkpoints that the stage cannot join, or whose facts differ."""
+    if not args.init_more:
+        return
+    if len(args.init_more) > 1 or args.stage not in kind.links:
+        raise ValueError(f"--init-from has {1 + len(args.init_more)} checkpoints, and {args.model} in stage "
+                         f"{args.stage} begins with one; two are for {', '.join(kind.links) or 'AV-Link'}")  # fmt: skip
+    specs = [AVSpec.load(fetch_checkpoint(source)) for source in (args.init_from, *args.init_more)]
+    for field in fields(AVSpec):
+        here, there = (getattr(spec, field.name) for spec in specs)
+        if here != there and field.name not in ("step", "class_names"):
+            raise ValueError(f"{args.init_from} has {field.name} {here!r}, {args.init_more[0]} {there!r}; link towers "
+                             "that were trained on clips of the same kind")  # fmt: skip
 
 
 def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tuple[ClipDataset, AVCodec]:
@@ -186,7 +239,8 @@ def first_codec(args: Namespace, dataset: ClipDataset, wanted: AVSpec, progress:
 def model_config(args: Namespace, codec: AVCodec) -> dict:
     """Arguments of the model of --model for these codecs: of all that is known, what its class takes."""
     kind, own = model_of_preset(args.model), ("class_dropout_prob", "text_width", "predict_frames", "grad_ckpt",
-                                              "causal_attn", "fusion")  # fmt: skip
+                                              "causal_attn", "fusion", "fusion_blocks",
+                                              "conditioning_times")  # fmt: skip
     known = {**{name: getattr(args, name) for name in own}, "num_classes": len(codec.spec.class_names), **codec.facts}
     taken = inspect.signature(kind).parameters
     variant = kind.variants.get(args.variant, {})
@@ -202,13 +256,21 @@ def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, 
     null = model.null_label if model.conditional else None
     if args.cuts and null is None:
         raise ValueError("--cuts joins clips of different classes or texts, and this model has none; leave it out")
+    if args.stage in model.links:
+        uniform = args.given_time == "uniform"
+        times = None if uniform else {side: args.given_time or t for side, t in model.given_times.items()}
+        how = (model.links[args.stage], times, model.reinject, args.spread)
+        return LinkDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
     if not model.rolls:
         pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
-        how = (args.class_dropout_prob, args.sampling, args.spread, pairing)
+        how = (args.class_dropout_prob, args.sampling, args.spread, pairing, model.towers.get(args.stage))
         return ClipDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
     shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
-    return Draws(args.seed, rows, shapes, *chances, texts, args.cuts)
+    how = (args.seed, rows, shapes, *chances, texts, args.cuts)
+    if args.stage in model.stages_holding:
+        return HeldDraws(*how, conditioning_times=model.conditioning_times, carries=model.carries)
+    return Draws(*how)
 
 
 def run_costs(args: Namespace, codec: AVCodec, texts: Texts | None) -> Costs:
@@ -230,14 +292,24 @@ def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> No
     Raises:
         ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
     """
-    if args.init_from:
-        report = initialise(model, args.init_from, class_names)
+    report = None
+    sources = [source for source in (args.init_from, *args.init_more) if source]
+    for source, part in zip(sources, ("picture.", "sound.") if args.init_more else ("",)):
+        report = initialise(model, source, class_names, part)
         log.info("%s", report)
+        if args.stage in model.links and (strange := [name for name in report.left if not name.startswith("link.")]):
+            raise ValueError(f"{source} has towers of other sizes ({'; '.join(report.differs)}), of which {strange[0]} "
+                             "does not fit; link towers of --model's sizes")  # fmt: skip
         if args.lora_rank and report.differs:
             log.warning("the adapter will fit no base, since this model is another (%s); export/ has all of it",
                         "; ".join(report.differs))  # fmt: skip
+    if args.stage in model.links and model.untrained:
+        raise ValueError(f"{' and '.join(sources)} have no trained tower of {' and '.join(model.untrained)}, and stage "
+                         f"{args.stage} links trained ones; give two, --init-from PICTURE SOUND")  # fmt: skip
     if args.stage:
         log.info("stage %s: %s numbers are trained", args.stage, model.set_stage(args.stage))
+        if not model.links:  # which freeze what does not run, too
+            check_frozen(model, report, args.stage)
     if args.freeze:
         log.info("%s numbers are trained", freeze(model, args.freeze))
     if args.lora_rank:

@@ -11,6 +11,7 @@ from diffusion.known import known_clip
 from diffusion.noise import Modality, frame_noise
 from diffusion.rolling import advance, roll, start
 from models import FLAV
+from models.fusion import FUSIONS
 
 JOINT = ["joint_uncond_w4_k2", "joint_uncond_w10_k2", "joint_uncond_w4_k5", "joint_class_plain_k2",
          "joint_class_cfg_k3"]  # fmt: skip
@@ -130,7 +131,7 @@ def counted(velocity):
     return counting
 
 
-@pytest.mark.parametrize("fusion", ["none", "a", "b", "c", "c_norm"])
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_skipping_frames_changes_nothing(fusion):
     model = random_model(fusion=fusion)
     fast, whole = counted(model), counted(model)

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
-from models import FLAV, MODELS, SyncFlow, load_model, model_class, model_of_preset
+from models import FLAV, MODELS, AVLink, SyncFlow, load_model, model_class, model_of_preset
 from pipeline.spec import fetch_checkpoint
 from tests.randomised import randomised
 
 SMALL = {
     FLAV: dict(latent_size=4, hidden_size=16, depth=1, num_heads=2, n_mels=20, predict_frames=4),
     SyncFlow: dict(hidden_size=16, depth=2, num_heads=2, text_width=8, audio_channels=6, audio_patch=2),
+    AVLink: dict(hidden_size=16, depth=2, num_heads=2, text_width=8, audio_channels=6, link_size=16, link_heads=2),
 }
 
 
@@ -56,6 +57,7 @@ def test_system_of_a_later_version_is_refused_with_those_that_are_known(tmp_path
 
 def test_presets_belong_to_their_systems_and_an_unknown_one_is_refused():
     assert model_of_preset("FLAV-tiny") is FLAV and model_of_preset("SyncFlow-XL/2") is SyncFlow
+    assert model_of_preset("AVLink-L") is AVLink
     with pytest.raises(ValueError, match="FLAV-huge is unknown; choose one of FLAV-XL/2"):
         model_of_preset("FLAV-huge")
 

@@ -56,6 +56,18 @@ def test_sound_may_have_times_of_its_own():
     assert worst(tabled(v, a, t, y, t_a=clean), model(v, a, t, y)) > 1e-3
 
 
+def test_conditioning_times_have_rows_too_and_others_have_none(computed):
+    model = random_model(fusion="link", conditioning_times=[0.96, 0.8])
+    tabled, (v, a), y = TabledFLAV(model, STEPS), window(model), torch.tensor([1, 3])
+    t, held = sampling_times(T, N)[[7, 8]], torch.full((2, T), 0.96, dtype=torch.float64)
+    for times in ((held, t), (t, torch.full_like(held, 0.8))):
+        found, rows = tabled(v, a, times[0], y, t_a=times[1]), list(computed)
+        assert rows == [STEPS + 3] * 2 and worst(found, model(v, a, times[0], y, times[1])) < 1e-12
+        del computed[2:]
+    tabled(v, a, t, y, t_a=held - 0.16)
+    assert computed[2:] == [2 * T]
+
+
 def test_model_without_classes_has_one_table():
     model = random_model(num_classes=0)
     tabled, (v, a) = TabledFLAV(model, STEPS), window(model)
