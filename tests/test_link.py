@@ -13,6 +13,7 @@ import prepare
 import sample_a2v
 import sample_v2a
 import train
+import training.learner
 from benchmarks import conditional as benchmark
 from data.synthetic import write_dataset
 from diffusion.flow import flow_loss
@@ -137,6 +138,27 @@ def test_towers_are_what_they_were_after_their_link_was_trained_and_the_link_is_
         assert {name.split(".fusion.")[0] for name in own} == {"blocks.1"}
         assert after["blocks.1.fusion.video.adaln.weight"].any() and after["blocks.1.fusion.audio.adaln.weight"].any()
     assert model.conditioning_times == [0.96, 0.8] and model._hub_mixin_config["fusion_blocks"] == [1]
+
+
+def test_training_holds_a_side_of_each_clip_at_the_times_asked_for_and_the_export_knows_them(
+    latents, towers, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr(training.learner, "flow_loss", lambda *args, **how: seen.append(how) or flow_loss(*args, **how))
+    times = ("--conditioning-times", 0.9, 0.7, "--batch-size", 8, "--max-steps", 1)
+    train.main(argv(latents, tmp_path, *linking(towers, *times)))
+    for inputs in seen:
+        (t, t_a), (sees, hears) = inputs["times"], (~learns for learns in inputs["learning"])
+        assert t[sees].eq(0.9).all() and t_a[hears].eq(0.7).all() and sees.any() and hears.any()
+    assert seen and load_model(tmp_path / "export").conditioning_times == [0.9, 0.7]
+
+
+def test_places_that_are_no_blocks_are_refused_before_a_video_is_read(towers, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.run(
+            functools.partial(train.main, argv(tmp_path / "none", tmp_path, *linking(towers, "--fusion-blocks", 2)))
+        )
+    assert "fusion blocks [2] are not some of 2 blocks" in capsys.readouterr().err
 
 
 def test_optimiser_and_average_hold_the_link_alone(linked):
