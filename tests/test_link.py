@@ -148,7 +148,7 @@ def test_training_holds_a_side_of_each_clip_at_the_times_asked_for_and_the_expor
     times = ("--conditioning-times", 0.9, 0.7, "--batch-size", 8, "--max-steps", 1)
     train.main(argv(latents, tmp_path, *linking(towers, *times)))
     for inputs in seen:
-        (t, t_a), (sees, hears) = inputs["times"], (~learns for learns in inputs["learning"])
+        (t, t_a), (sees, hears) = inputs["times"], (~learns for learns in inputs["shares"])
         assert t[sees].eq(0.9).all() and t_a[hears].eq(0.7).all() and sees.any() and hears.any()
     assert seen and load_model(tmp_path / "export").conditioning_times == [0.9, 0.7]
 
