@@ -128,6 +128,9 @@ def settle(args: argparse.Namespace, pipe, given: str) -> None:
     if given not in model.takes:
         raise ValueError(f"{args.model_ckpt} is a model of {model.system}, which takes no {given}, only a "
                          f"{model.takes[0]}; use sample_v2a.py, or another model of r-flav")  # fmt: skip
+    if not model.methods:
+        raise ValueError(f"{args.model_ckpt} is a model of {model.system}, for which making a side for a given {given} "
+                         "is not built yet; use a model of r-flav or syncflow")  # fmt: skip
     args.method = args.method or model.methods[0]
     if args.method not in model.methods:
         linked = "; held is of models trained with --stage link" if args.method == "held" else ""

@@ -53,7 +53,7 @@ class AVLink(
 
     _no_split_modules = ("Layer", "FusionBlock")  # of which FSDP makes units
     system, rolls, frames, sampling = "av-link", False, 31, "logit"
-    num_timesteps, cfg_scale, takes, methods, given_times, needs_text = 64, 5.0, SIDES, ("line",), GIVEN_TIMES, False
+    num_timesteps, cfg_scale, takes, methods, given_times, needs_text = 64, 5.0, SIDES, (), GIVEN_TIMES, False
     stages, stages_from_weights, towers, links, training = STAGES, tuple(TOLD), TOWERS, TOLD, TRAINING
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 

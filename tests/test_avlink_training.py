@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import prepare
+import sample_a2v
+import sample_v2a
 import train
 from data.synthetic import write_dataset
 from diffusion.flow import flow_loss, uniform_weight
@@ -189,11 +191,17 @@ def test_two_processes_train_a_link_to_the_weights_of_one(stage, latents, towers
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-10
 
 
-def test_checkpoint_makes_picture_and_sound_together(latents, towers, tmp_path):
+def test_checkpoint_makes_picture_and_sound_together_and_none_for_a_given_other_yet(latents, towers, tmp_path, capsys):
     train.main(argv(latents, tmp_path, "link", "--init-from", *towers, "--max-steps=1"))
     pipe = AVPipeline.from_pretrained(tmp_path / "export")
     made = pipe.sample([0], y="a red ball", num_timesteps=2)
     assert made.frames.shape == (1, 8, 32, 32, 3) and made.wave.isfinite().all() and pipe.cfg_scale == 5
+    (film := tmp_path / "film.mp4").write_bytes(b"film")
+    for script, given in ((sample_v2a, "picture"), (sample_a2v, "sound")):
+        line = complaint(
+            capsys, script.main, "--model-ckpt", tmp_path / "export", "--input", film, "--results-dir", tmp_path
+        )
+        assert f"is a model of av-link, for which making a side for a given {given} is not built yet" in line
 
 
 def test_towers_may_be_trained_without_text(latents, tmp_path):
