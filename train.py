@@ -60,10 +60,9 @@ def parse(argv=None) -> argparse.Namespace:
                       "frozen; joint, all of it, if not given. Of AV-Link: video, audio; v2a, a2v, link, in which what "
                       "passes between them learns to make the sound, the picture, or each in turn. Of FLAV: link, "
                       "which trains the fusion to, between frozen branches of a --fusion none run")  # fmt: skip
-    tune.add_argument("--conditioning-times", type=float, nargs=2, metavar=("PICTURE", "SOUND"), help="FLAV's --stage "
-                      "link: flow times at which the given side is held; 0.96 and 0.8 if not given")  # fmt: skip
-    tune.add_argument("--given-time", type=given_time, help="of AV-Link's v2a, a2v, link: flow time of the given side, "
-                      "in (0, 1], or uniform; 0.96 of a picture and 0.8 of sound if not given")  # fmt: skip
+    tune.add_argument("--conditioning-times", type=flow_time, nargs="+", metavar="TIME", help="of stages that make a "
+                      "side for a given one: flow times of a given picture and of a given sound, in (0, 1], or of "
+                      "AV-Link uniform; 0.96 and 0.8 if not given")  # fmt: skip
     tune.add_argument("--freeze", nargs="+", default=[], metavar="PATTERN", help="parameters that stay: 'blocks.0.*'")
     tune.add_argument("--lora-rank", type=cli.whole, default=0, help="train an adapter of this rank instead of the "
                       "weights; 0 for none")  # fmt: skip
@@ -153,17 +152,9 @@ def parse(argv=None) -> argparse.Namespace:
     return args
 
 
-def given_time(text: str) -> float | str:
-    """A flow time in (0, 1], or "uniform"."""
-    if text == "uniform":
-        return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is no time of a given side; choose one in (0, 1], or uniform")
-    return value
+def flow_time(text: str) -> float | str:
+    """A number, or "uniform"."""
+    return text if text == "uniform" else float(text)
 
 
 def main(argv=None) -> None:

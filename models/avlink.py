@@ -22,7 +22,6 @@ TOWERS = {"video": "picture", "audio": "sound"}  # stage of training -> the side
 TOLD = {"v2a": ("sound",), "a2v": ("picture",), "link": SIDES}  # -> the sides that the link learns to make
 STAGES = (*TOWERS, *TOLD)
 TRAINING = {"lr": 3e-4, "warmup_steps": 10_000, "beta2": 0.99, "weight_decay": 0.01, "pairing": 0}
-GIVEN_TIMES = {"picture": 0.96, "sound": 0.8}  # flow time at which a given side is shown
 
 
 class AVLink(
@@ -53,8 +52,9 @@ class AVLink(
 
     _no_split_modules = ("Layer", "FusionBlock")  # of which FSDP makes units
     system, rolls, frames, sampling = "av-link", False, 31, "logit"
-    num_timesteps, cfg_scale, takes, methods, given_times, needs_text = 64, 5.0, SIDES, (), GIVEN_TIMES, False
-    stages, stages_from_weights, towers, links, training = STAGES, tuple(TOLD), TOWERS, TOLD, TRAINING
+    num_timesteps, cfg_scale, takes, methods, needs_text = 64, 5.0, SIDES, (), False
+    stages, towers, links, training = STAGES, TOWERS, TOLD, TRAINING
+    stages_from_weights = stages_holding = tuple(TOLD)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
     def __init__(

@@ -27,7 +27,7 @@ class Pretrained(PyTorchModelHubMixin):
         takes: sides that may be given while the other is made. methods: how, the one that is its own first.
         needs_text: whether a model of whole clips makes nothing without one.
         towers: stages in which the tower of one side is trained by itself -> that side. links: stages in which one side
-            is made for a given other -> the sides that are; given_times: flow time at which each is shown where given.
+            is made for a given other -> the sides that are.
         training: arguments of train.py where none are given.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
@@ -46,7 +46,6 @@ class Pretrained(PyTorchModelHubMixin):
     needs_text: ClassVar[bool] = True
     towers: ClassVar[dict[str, str]] = {}
     links: ClassVar[dict[str, tuple[str, ...]]] = {}
-    given_times: ClassVar[dict[str, float]] = {}
     training: ClassVar[dict[str, float]] = TRAINING
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]

@@ -213,7 +213,7 @@ def placed(fusion_blocks: Sequence[int] | None, depth: int) -> Sequence[int]:
 
 def check_conditioning_times(times: Sequence[float]) -> None:
     """Raise a ValueError unless these are times of a given picture and a given sound, both in (0, 1]."""
-    if len(times) != 2 or not all(0 < t <= 1 for t in times):
+    if len(times) != 2 or any(isinstance(t, str) or not 0 < t <= 1 for t in times):
         raise ValueError(f"conditioning times {list(times)} are not two in (0, 1], of a given picture and of a given "
                          "sound; the paper's are 0.96 and 0.8")  # fmt: skip
 

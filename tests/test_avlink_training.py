@@ -13,8 +13,9 @@ import sample_v2a
 import train
 from data.synthetic import write_dataset
 from diffusion.flow import flow_loss, uniform_weight
-from models.avlink import GIVEN_TIMES, TOLD, AVLink, AVLink_presets
+from models.avlink import TOLD, AVLink, AVLink_presets
 from models.codec import BlockPCA
+from models.fusion import CONDITIONING_TIMES
 from models.text import padded
 from pipeline import AVPipeline
 from tests.processes import run_ranks
@@ -43,7 +44,7 @@ def drawn(B, step=0, first=0, **more):
 
 @pytest.fixture(scope="module")
 def many():
-    return drawn(12_000, made=("sound",), given_times=GIVEN_TIMES)
+    return drawn(12_000, made=("sound",), conditioning_times=CONDITIONING_TIMES)
 
 
 def test_made_side_is_nearer_to_noise_and_the_given_one_at_its_time(many):
@@ -52,10 +53,10 @@ def test_made_side_is_nearer_to_noise_and_the_given_one_at_its_time(many):
     logit = t_a.logit()
     assert logit.mean().item() == pytest.approx(-1, abs=0.03) and logit.std().item() == pytest.approx(1, abs=0.03)
     assert t.eq(0.96).all() and many["given"] == "picture" and "shares" not in many
-    t, t_a = drawn(8, made=("picture",), given_times=GIVEN_TIMES)["times"]
+    t, t_a = drawn(8, made=("picture",), conditioning_times=CONDITIONING_TIMES)["times"]
     assert t_a.eq(0.8).all() and len(t.unique()) == 8
-    spread = drawn(8000, made=("sound",), given_times=GIVEN_TIMES, spread={"mean": 0.5})["times"][1].logit()
-    assert spread.mean().item() == pytest.approx(0.5, abs=0.05)
+    spread = drawn(8000, made=("sound",), conditioning_times=CONDITIONING_TIMES, spread={"mean": 0.5})["times"][1]
+    assert spread.logit().mean().item() == pytest.approx(0.5, abs=0.05)
 
 
 def test_given_sides_time_may_be_uniform_and_independent():
@@ -84,11 +85,11 @@ def test_draws_are_a_function_of_seed_step_and_place():
 
 
 def test_both_sides_are_made_in_turn_each_counting_as_much_as_alone():
-    even, odd = (drawn(4, step=step, given_times=GIVEN_TIMES) for step in (0, 1))
+    even, odd = (drawn(4, step=step, conditioning_times=CONDITIONING_TIMES) for step in (0, 1))
     assert even["shares"][0].tolist() == [2, 0, 2, 0] == odd["shares"][1].tolist()
     assert even["shares"][1].tolist() == [0, 2, 0, 2] == odd["shares"][0].tolist()
     assert even["times"][1][::2].eq(0.8).all() and even["times"][0][1::2].eq(0.96).all() and "given" not in even
-    deaf = drawn(200, given_times=GIVEN_TIMES, reinject=False)["bypass"]
+    deaf = drawn(200, conditioning_times=CONDITIONING_TIMES, reinject=False)["bypass"]
     bypassed = deaf.all(1)
     assert deaf[~bypassed][:, 0].equal(~(torch.arange(200) % 2 == 0)[~bypassed])  # the given side hears nothing
 
@@ -176,8 +177,8 @@ def test_link_of_two_checkpoints_leaves_their_towers_to_the_bit_and_goes_on_exac
 def test_link_may_go_on_in_another_stage_from_one_checkpoint(latents, towers, tmp_path):
     train.main(argv(latents, tmp_path / "v2a", "v2a", "--init-from", *towers, "--max-steps=1"))
     one = tmp_path / "v2a" / "export"
-    train.main(argv(latents, tmp_path / "link", "link", "--init-from", one, "--max-steps=1", "--given-time=uniform",
-                    "--variant=no-reinject"))  # fmt: skip
+    train.main(argv(latents, tmp_path / "link", "link", "--init-from", one, "--max-steps=1", "--variant=no-reinject",
+                    "--conditioning-times=uniform"))  # fmt: skip
     assert same(weights(tmp_path / "link" / "export", "picture."), weights(towers[0], "picture."))
 
 
@@ -238,10 +239,11 @@ def test_what_cannot_be_linked_is_refused(latents, towers, tmp_path, capsys, mon
     assert "has 2 checkpoints, and AVLink-mini in stage audio begins with one" in refused(
         "audio", "--init-from", *towers
     )
-    assert "no time of a given side; choose one in (0, 1], or uniform" in refused("v2a", "--given-time=0")
-    assert "--given-time is of stages in which a side is given" in refused("audio", "--given-time=0.9")
-    told = refused("v2a", "--init-from", towers[0], "--conditioning-times", 0.9, 0.8)
-    assert "as FLAV's --stage link, not of AVLink-mini in stage v2a; leave them out" in told
+    for times in ((0, 0.8), (0.9,), ("uniform", 0.8)):
+        told = refused("v2a", "--init-from", towers[0], "--conditioning-times", *times)
+        assert "are not two in (0, 1], of a given picture and of a given sound" in told
+    told = refused("audio", "--conditioning-times", 0.9, 0.8)
+    assert "are of a stage that holds one side, such as --stage link, not of AVLink-mini in stage audio" in told
     assert "--fusion-blocks [1] are of FLAV's blocks, not of AVLink-mini" in refused("video", "--fusion-blocks", 1)
     assert "--stage joint is none of AVLink-mini; choose one of video, audio, v2a, a2v, link" in refused("joint")
     other = tmp_path / "clock"

@@ -190,7 +190,7 @@ def test_two_processes_train_a_link_to_the_weights_of_one(latents, towers, tmp_p
         (["--stage", "link", "--fusion", "link"], "--stage link goes on from trained weights; give them with --init-f"),
         (["--conditioning-times", 0.9, 0.8], "--conditioning-times [0.9, 0.8] are of a stage that holds one side"),
         (["TOWERS", "--conditioning-times", 0, 0.8], "are not two in (0, 1], of a given picture and of a given"),
-        (["--given-time", 0.9], "--given-time is of stages in which a side is given, such as AV-Link's v2a, not of"),
+        (["TOWERS", "--conditioning-times", "uniform"], "conditioning times ['uniform'] are not two in (0, 1], of a g"),
         (["TOWERS", "--init-from", "one", "two"], "--init-from has 2 checkpoints, and FLAV-mini in stage link begins"),
         (["TOWERS", "--fusion", "none"], "and with --fusion none nothing does; take link or adaptor"),
         (["TOWERS", "--independent-times", 0.2], "--independent-times 0.2 draws times that --stage link holds"),

@@ -1,6 +1,6 @@
 """The random part of a step in which a link between two towers learns (AV-Link, arXiv 2412.15191, Eq. 5, App. C, D)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ class LinkDraws(Draws):
     Args:
         rows, shapes, null_label, texts: as of `ClipDraws`; texts None for models that are told none.
         made: the sides that are learnt to be made; of two, each clip has one of them, the next step the other.
-        given_times: flow time of a side where it is given; None for uniform ones.
+        conditioning_times: of a given picture and of a given sound; None for uniform ones.
         reinject: whether the given side of the model hears the one that is made.
         spread: mean and std of the logit of the made side's time, where other than -1 and 1.
     """
@@ -35,12 +35,12 @@ class LinkDraws(Draws):
         null_label: int,
         texts: Callable[[Tensor], Text] | None,
         made: tuple[str, ...] = SIDES,
-        given_times: Mapping[str, float] | None = None,
+        conditioning_times: Sequence[float] | None = None,
         reinject: bool = True,
         spread: Mapping[str, float] | None = None,
     ):
         super().__init__(seed, rows, shapes, 0.0, 0.0, null_label, texts=texts)
-        self.made, self.given_times, self.reinject = made, given_times, reinject
+        self.made, self.conditioning_times, self.reinject = made, conditioning_times, reinject
         self.drawn_as = partial(logit_normal_times, **{"mean": -1.0, "std": 1.0, **(spread or {})})
 
     def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
@@ -60,8 +60,8 @@ class LinkDraws(Draws):
     def _times_of(self, drawn: TrainingDraws, is_made: Tensor) -> tuple[Tensor, Tensor]:
         """Times (B,) of picture and sound."""
         made, uniform = self.drawn_as(drawn.w), drawn.w_a
-        given = [uniform if self.given_times is None else torch.full_like(uniform, self.given_times[side])
-                 for side in SIDES]  # fmt: skip
+        held = self.conditioning_times
+        given = [uniform] * len(SIDES) if held is None else [torch.full_like(uniform, at) for at in held]
         return tuple(torch.where(is_made[:, i], made, given[i]) for i in range(len(SIDES)))
 
     def _told(self, drawn: TrainingDraws, is_made: Tensor, y: Tensor, like: Tensor) -> dict:

@@ -70,9 +70,6 @@ def check_names(args: Namespace) -> type[Pretrained]:
     if not kind.rolls and kind.needs_text and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
     check_sources(args, kind)
-    if args.given_time is not None and args.stage not in kind.links:
-        raise ValueError(f"--given-time is of stages in which a side is given, such as AV-Link's v2a, not of "
-                         f"{args.model} in stage {args.stage}; leave it out")  # fmt: skip
     for name, value in kind.training.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -102,12 +99,12 @@ def settle_link(args: Namespace, kind: type[Pretrained]) -> None:
     if args.stage not in kind.stages_holding:
         if args.conditioning_times is not None:
             raise ValueError(f"--conditioning-times {args.conditioning_times} are of a stage that holds one side, such "
-                             f"as FLAV's --stage link, not of {args.model} in stage {args.stage}; leave them "
-                             "out")  # fmt: skip
+                             f"as --stage link, not of {args.model} in stage {args.stage}; leave them out")  # fmt: skip
         return
     args.conditioning_times = args.conditioning_times or list(CONDITIONING_TIMES)
-    check_conditioning_times(args.conditioning_times)
-    if not FUSIONS[args.fusion].carries:
+    if kind.rolls or args.conditioning_times != ["uniform"]:
+        check_conditioning_times(args.conditioning_times)
+    if kind.rolls and not FUSIONS[args.fusion].carries:
         raise ValueError(f"--stage {args.stage} trains what passes between the sides, and with --fusion {args.fusion} "
                          "nothing does; take link or adaptor")  # fmt: skip
     if args.independent_times:
@@ -257,8 +254,7 @@ def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, 
     if args.cuts and null is None:
         raise ValueError("--cuts joins clips of different classes or texts, and this model has none; leave it out")
     if args.stage in model.links:
-        uniform = args.given_time == "uniform"
-        times = None if uniform else {side: args.given_time or t for side, t in model.given_times.items()}
+        times = None if args.conditioning_times == ["uniform"] else args.conditioning_times
         how = (model.links[args.stage], times, model.reinject, args.spread)
         return LinkDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
     if not model.rolls:

@@ -10,7 +10,8 @@ from einops import rearrange
 
 from diffusion.clip import Given, sample_clip
 from diffusion.guidance import link_guided
-from models.avlink import GIVEN_TIMES, AVLink, AVLink_presets, placed
+from models.avlink import AVLink, AVLink_presets, placed
+from models.fusion import CONDITIONING_TIMES
 from models.layers import rotated
 from models.link import LINKS, SIDES, FusionBlock, SymmetricCross, TimesEmbed
 from models.text import padded
@@ -412,12 +413,12 @@ def test_guidance_leads_away_from_the_made_sides_tower_which_knows_neither_given
         seen.append(((v, a)[1 - place], (t, t_a)[1 - place]))
         return linked(v, a, t, t_a=t_a)
 
-    shown = Given((v, a)[1 - place], gaussian(*(v, a)[1 - place].shape, seed=7), GIVEN_TIMES[given])
+    shown = Given((v, a)[1 - place], gaussian(*(v, a)[1 - place].shape, seed=7), CONDITIONING_TIMES[1 - place])
     sample_clip(link_guided(watched, alone, 5.0), v, a, 3, **{"given_v" if given == "picture" else "given_a": shown})
-    expected = GIVEN_TIMES[given] * shown.clean + (1 - GIVEN_TIMES[given]) * shown.eps
+    expected = CONDITIONING_TIMES[1 - place] * shown.clean + (1 - CONDITIONING_TIMES[1 - place]) * shown.eps
     assert len(seen) == 3
     for x, time in seen:
-        assert torch.equal(x, seen[0][0]) and time.eq(GIVEN_TIMES[given]).all()
+        assert torch.equal(x, seen[0][0]) and time.eq(CONDITIONING_TIMES[1 - place]).all()
         assert_close_by_size(x, expected)
 
 
