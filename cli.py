@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -34,15 +35,22 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, description: str, files: bool = False):
-        prefix = "@" if files else None
-        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                         fromfile_prefix_chars=prefix)  # fmt: skip
-
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        return shlex.split(arg_line, comments=True)
+        super().__init__(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        self._files = files
 
     def parse_args(self, args: list[str] | None = None, namespace=None) -> argparse.Namespace:
-        return super().parse_args([_hyphened(arg) for arg in (sys.argv[1:] if args is None else args)], namespace)
+        given = sys.argv[1:] if args is None else args
+        whole = [own for arg in given for own in (self._read(arg[1:]) if self._files and arg[:1] == "@" else [arg])]
+        return super().parse_args([_hyphened(arg) for arg in whole], namespace)
+
+    def _read(self, file: str) -> list[str]:
+        """Arguments from a file."""
+        try:
+            return shlex.split(Path(file).read_text(encoding="utf-8"), comments=True)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.error(f"@{file} cannot be read ({reason}); give a file of arguments, such as "
+                       "@configs/balls/text.args")  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -51,6 +59,17 @@ class Parser(argparse.ArgumentParser):
 def _hyphened(arg: str) -> str:
     name, equals, value = arg.partition("=")
     return name.replace("_", "-") + equals + value if arg.startswith("--") else arg
+
+
+def finite(text: str) -> float:
+    """Type of an argument that is a number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
+    return value
 
 
 def positive(text: str) -> int:
@@ -183,7 +202,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     group.add_argument("--num-timesteps", type=positive, help="steps n per frame, 2 if not given; the paper's 20, 100, "
                        "200 steps for the first frame are n = 2, 10, 20; of whole clips all steps, 50")  # fmt: skip
-    group.add_argument("--cfg-scale", type=float, help="classifier-free guidance; 1 is none, in about half the time, "
+    group.add_argument("--cfg-scale", type=finite, help="classifier-free guidance; 1 is none, in about half the time, "
                        "and may ignore class or text; if not given, 2 for a model with them, 1 for a released one "
                        "and without, 6 for SyncFlow")  # fmt: skip
     group.add_argument("--classes", help="class names or numbers, comma-separated, in turn; all if not given")

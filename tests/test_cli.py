@@ -97,11 +97,28 @@ def test_arguments_are_read_from_a_file_with_comments_and_later_ones_win(tmp_pat
     assert (args.model, args.lr, args.seed) == ("FLAV-tiny", 1e-3, 4)
 
 
-def test_file_of_arguments_that_is_not_there_is_named(capsys):
+@pytest.mark.parametrize(
+    ("holds", "said"),
+    [
+        (None, "(No such file or directory); give"),
+        ('--model "FLAV', "(No closing quotation); give"),
+        (b"\xff", "codec"),
+    ],
+)
+def test_file_of_arguments_that_cannot_be_read_is_named(tmp_path, capsys, holds, said):
+    file = tmp_path / "one.args"
+    if holds:
+        file.write_bytes(holds if isinstance(holds, bytes) else holds.encode())
     with pytest.raises(SystemExit) as end:
-        train.parse(["@nowhere.args", "--data-path", "D", "--experiment-dir", "E"])
+        train.parse([f"@{file}", "--data-path", "D", "--experiment-dir", "E"])
     err = capsys.readouterr().err
-    assert end.value.code == 2 and "nowhere.args" in err and err.count("\n") == 1
+    assert end.value.code == 2 and f"@{file} cannot be read" in err and said in err and err.count("\n") == 1
+
+
+def test_guidance_that_is_no_number_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        sample.parse(["--model-ckpt", "x", "--cfg-scale", "nan"])
+    assert "--cfg-scale: nan is not a finite number" in capsys.readouterr().err
 
 
 def test_causal_attention_can_be_switched_off():

@@ -338,6 +338,25 @@ def test_trainings_that_cannot_be_are_refused(latents, tmp_path, capsys, more, s
     assert said in complaint(capsys, train.main, *train_argv(latents, tmp_path, *more))
 
 
+def test_checkpoint_of_another_system_is_refused_before_anything_is_made(balls, stages, tmp_path, capsys):
+    facts = ("--model", "FLAV-mini", "--codec", "patch-pca", "--image-size", SIZE, "--n-mels", 20)
+    line = complaint(capsys, train.main, *train_argv(balls, tmp_path, *facts, "--init-from",
+                                                     stages["video"] / "export"))  # fmt: skip
+    assert "is a model of syncflow, not of r-flav, as FLAV-mini is; begin with one of the same" in line
+    assert not (tmp_path / "pipeline").exists()
+
+
+def test_checkpoint_of_other_data_leaves_no_folder_behind(stages, tmp_path, balls, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlockPCA, "kept", 4)
+        prepare.main([arg for arg in prepare_argv(balls, tmp_path / "latents") if "n-mels" not in arg])
+    command = train_argv(tmp_path / "latents", tmp_path / "run", "--init-from", stages["video"] / "export")
+    assert "has n_mels 20, and the run asks for 256; begin with a checkpoint of such data" in complaint(
+        capsys, train.main, *command
+    )
+    assert not (tmp_path / "run/pipeline").exists()
+
+
 def test_clips_without_text_are_refused(latents, tmp_path, capsys):
     command = [part for part in train_argv(latents, tmp_path) if not part.startswith("--text-encoder")]
     assert "SyncFlow-mini follows texts; give --text-encoder" in complaint(capsys, train.main, *command)

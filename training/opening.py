@@ -5,9 +5,10 @@ import json
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from data.captions import Captions
 from data.clips import ClipDataset
 from data.index import is_prepared
 from data.prepared import PreparedDataset
-from models import model_of_preset
+from models import model_class, model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
 from models.costs import COSTS
@@ -113,12 +114,16 @@ def settle_link(args: Namespace, kind: type[Pretrained]) -> None:
 
 
 def check_sources(args: Namespace, kind: type[Pretrained]) -> None:
-    """Raise a ValueError if --init-from names checkpoints that the stage cannot join, or whose facts differ."""
-    if not args.init_more:
-        return
-    if len(args.init_more) > 1 or args.stage not in kind.links:
+    """Raise a ValueError if checkpoints of --init-from are of another system, differ, or cannot begin the stage."""
+    if len(args.init_more) > 1 or (args.init_more and args.stage not in kind.links):
         raise ValueError(f"--init-from has {1 + len(args.init_more)} checkpoints, and {args.model} in stage "
                          f"{args.stage} begins with one; two are for {', '.join(kind.links) or 'AV-Link'}")  # fmt: skip
+    for source in (args.init_from, *args.init_more) if args.init_from else ():
+        if (other := model_class(fetch_checkpoint(source))) is not kind:
+            raise ValueError(f"{source} is a model of {other.system}, not of {kind.system}, as {args.model} is; begin "
+                             "with one of the same")  # fmt: skip
+    if not args.init_more:
+        return
     specs = [AVSpec.load(fetch_checkpoint(source)) for source in (args.init_from, *args.init_more)]
     for field in fields(AVSpec):
         here, there = (getattr(spec, field.name) for spec in specs)
@@ -145,15 +150,24 @@ def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tup
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
     if not folder.is_dir():
         with replaced_folder(folder) as part:
-            first_codec(args, dataset, wanted, progress("reading")).save(part)
+            codec = first_codec(args, dataset, wanted, progress("reading"))
+            for name, stored, value in other_facts(codec.spec, wanted, facts):
+                raise ValueError(f"{args.init_from or args.data_path} has {name} {stored!r}, and the run asks for "
+                                 f"{value!r}; begin with a checkpoint of such data")  # fmt: skip
+            codec.save(part)
     codec = AVCodec.load(folder)
-    for name in facts:
-        if (stored := getattr(codec.spec, name)) != (value := getattr(wanted, name)):
-            raise ValueError(
-                f"{folder} was made with {name} {stored!r}, not {value!r}; repeat the run's own arguments or choose "
-                "another --experiment-dir"
-            )
+    for name, stored, value in other_facts(codec.spec, wanted, facts):
+        raise ValueError(
+            f"{folder} was made with {name} {stored!r}, not {value!r}; repeat the run's own arguments or choose "
+            "another --experiment-dir"
+        )
     return dataset, codec
+
+
+def other_facts(spec: AVSpec, wanted: AVSpec, names: Iterable[str]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, what it is, what it should be) of these facts that differ."""
+    pairs = ((name, getattr(spec, name), getattr(wanted, name)) for name in names)
+    return (pair for pair in pairs if pair[1] != pair[2])
 
 
 def open_data(args: Namespace, kind: type[Pretrained], progress: Callable, split: str = "train") -> ClipDataset:
