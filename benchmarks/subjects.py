@@ -13,7 +13,8 @@ from pipeline import AVCodec, AVSpec
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 PATCH = 8  # pixels along the side of a latent cell, as of SD's autoencoder
-UNKNOWN = ("causal_attn", "class_dropout_prob", "text_width")  # to the reference: always causal, and without text
+# To the reference, which is always causal, without text, and has its fusion in all blocks.
+UNKNOWN = ("causal_attn", "class_dropout_prob", "text_width", "fusion_blocks", "conditioning_times")
 DEMO = dict(latent_size=8, in_channels=12, n_mels=64, predict_frames=8, num_classes=3)  # what demo.py trains
 HIFIGAN = dict(  # HiFi-GAN V1 (Kong et al., 2020) for a hop of 160, 14 M weights: about what the paper's total leaves
     resblock="1",
@@ -60,6 +61,9 @@ def reference_of(model: FLAV, config: dict, share: bool = True) -> Reference:
     weight = next(model.parameters())
     if not model.causal_attn:
         raise ValueError("the reference is causal, this model was trained with --no-causal-attn; take another")
+    if config.get("fusion_blocks") is not None:
+        raise ValueError(f"the reference has its fusion in all blocks, this model in {config['fusion_blocks']}; take "
+                         "another")  # fmt: skip
     plain = Reference(**{name: x for name, x in config.items() if name not in UNKNOWN})
     if share:
         plain.load_state_dict(model.state_dict(), assign=True)
