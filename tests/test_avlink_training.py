@@ -182,7 +182,7 @@ def test_link_may_go_on_in_another_stage_from_one_checkpoint(latents, towers, tm
     assert same(weights(tmp_path / "link" / "export", "picture."), weights(towers[0], "picture."))
 
 
-@pytest.mark.parametrize("stage", ["v2a", "link"])
+@pytest.mark.parametrize("stage", ["link"])
 def test_two_processes_train_a_link_to_the_weights_of_one(stage, latents, towers, tmp_path):
     """With gradients of all that learns in every process, or they would wait for each other."""
     how = (stage, "--max-steps=2", "--dtype=float64", "--init-from", *towers)

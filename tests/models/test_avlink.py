@@ -529,7 +529,7 @@ def test_papers_towers_have_576_million_numbers_and_17856_tokens():
     assert sum(p.numel() for p in blocks["1"].parameters()) == pytest.approx(40 * 1024**2, rel=0.002)
 
 
-@pytest.mark.parametrize("stage", ["v2a", "a2v"])
+@pytest.mark.parametrize("stage", ["v2a"])
 def test_two_layers_of_the_papers_model_take_a_step_on_a_cpu(stage):
     model = AVLink(**AVLink_presets["AVLink-L"] | {"depth": 2, "grad_ckpt": True, "text_width": 64})
     for name, p in model.named_parameters():
