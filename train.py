@@ -229,9 +229,8 @@ def train(args) -> None:
             lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
             done = step + 1
             telling = done % args.log_every == 0 or done == args.max_steps
-            of_average = (
-                learner.averaged_loss(inputs)[0] if telling else None
-            )  # before the step, as the batch's own loss
+            # before the step, as the batch's own loss
+            of_average = learner.averaged_loss(inputs)[0] if telling else None
             loss, norm = learner.step(inputs, lr)
             meter.add(loss, inputs["times"], norm, inputs.get("shares"))
 

@@ -5,15 +5,14 @@ _, da = model(v, a, t, t_a=t_a, given="picture")        # V2A: the given side is
 _, da = model(None, a, t, alone="sound")                # the frozen tower, for half the cost
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import Pretrained
-from models.layers import displacement
+from models.layers import begin_linears, displacement, run
 from models.link import LINKS, SIDES, TimesEmbed
 from models.text import NULL_TEXT, Text
 from models.towers import AXES, Passage, PictureTower, SoundTower, Tower
@@ -107,13 +106,7 @@ class AVLink(
 
     def initialise(self) -> None:
         """DiT's start: Xavier linears; zero are modulations, the text's way in, the outputs, and what a block gives."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
-        for name, module in self.named_modules():
-            if name.endswith((".adaln", "text_attn.proj", "head.linear")):
-                nn.init.zeros_(module.weight)
+        begin_linears(self, zero=(".adaln", "text_attn.proj", "head.linear"))
         for block in self.link["blocks"].values():
             block.begin_at_zero()
 
@@ -214,7 +207,7 @@ class AVLink(
         frames = [on[side].x if side in on else given for side in SIDES]
         rates = self.video_rate, self.audio_rate / self.audio_patch
         at = [self.link_positions(x.shape[1], rate, x.device) for x, rate in zip(frames, rates)]
-        updates = self._run(self.link["blocks"][str(i)], *frames, c, *at, told)
+        updates = run(self.grad_ckpt, self.link["blocks"][str(i)], *frames, c, *at, told)
         heard = {side: on[side].x + update for side, update in zip(SIDES, updates) if update is not None}
         if bypass is not None:
             deaf = dict(zip(SIDES, bypass.unbind(1)))
@@ -233,13 +226,7 @@ class AVLink(
 
     def _layer(self, side: str, i: int, on: Passage) -> Passage:
         """A side after layer i of its tower, from 1 on."""
-        return replace(on, x=self._run(self._tower(side).layers[i - 1], on.x, on.c, on.text, on.at))
-
-    def _run(self, layer: Callable, *inputs):
-        """A layer or block, recomputed in the backward pass if that is wanted."""
-        if self.grad_ckpt and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
+        return replace(on, x=run(self.grad_ckpt, self._tower(side).layers[i - 1], on.x, on.c, on.text, on.at))
 
     def _made(self, given: str | None, alone: str | None, features: Sequence[Tensor] | None) -> tuple[str, ...]:
         """The sides that are made."""

@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models import official
 from models.checkpoint import Pretrained
 from models.fusion import FUSIONS, check_conditioning_times, placed
-from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm
+from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm, run
 from models.text import NULL_TEXT, Text
 
 Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
@@ -180,9 +179,8 @@ class FLAV(
             nn.init.normal_(time.mlp[0].weight, std=0.02)
             nn.init.normal_(time.mlp[2].weight, std=0.02)
         for name, module in self.named_modules():
-            if name.endswith(
-                ("adaln", "head.linear", "fusion.attn.proj", "cross.proj", "_text")
-            ):  # words never met say nothing
+            if name.endswith(("adaln", "head.linear", "fusion.attn.proj", "cross.proj", "_text")):
+                # "_text": words never met say nothing
                 nn.init.zeros_(module.weight)
 
     def set_stage(self, stage: str) -> int:
@@ -248,10 +246,7 @@ class FLAV(
         x = self.video_embed(v) + self.video_frame_pos[:T, None] + self.video_patch_pos
         z = self.audio_embed(a) + self.audio_frame_pos[:T, None] + self.audio_mel_pos
         for block, modulation in zip(self.blocks, of_blocks):
-            if self.grad_ckpt and torch.is_grad_enabled():
-                x, z = checkpoint(block, x, z, c_v, c_a, self.causal_attn, modulation, use_reentrant=False)
-            else:
-                x, z = block(x, z, c_v, c_a, self.causal_attn, modulation)
+            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation)
 
         p, side = self.patch_size, self.latent_size // self.patch_size
         dv = rearrange(

@@ -1,12 +1,14 @@
 """Parts that the blocks of all systems are made of: attention, adaptive layer norm, positions, time, output layers."""
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.text import Text
 
@@ -247,3 +249,21 @@ def displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:
     """
     left = (1 - t).clamp(min=DATA_PREDICTION_FLOOR).to(x.dtype)
     return (clean - x) / left.reshape(*t.shape, *[1] * (x.ndim - t.ndim))
+
+
+def begin_linears(model: nn.Module, zero: tuple[str, ...]) -> None:
+    """DiT's start of linear maps and patch convolutions: Xavier, but zero weights where their names end with `zero`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+            nn.init.zeros_(module.bias)
+    for name, module in model.named_modules():
+        if name.endswith(zero):
+            nn.init.zeros_(module.weight)
+
+
+def run(grad_ckpt: bool, layer: Callable, *inputs):
+    """What a layer gives; with `grad_ckpt` it is recomputed in the backward pass instead of kept."""
+    if grad_ckpt and torch.is_grad_enabled():
+        return checkpoint(layer, *inputs, use_reentrant=False)
+    return layer(*inputs)

@@ -1,15 +1,25 @@
 """SyncFlow (arXiv 2412.15220): a tower of pictures and a tower of sound that reads it, for whole clips from a text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.checkpoint import Pretrained
-from models.layers import CrossAttention, Mlp, PatchEmbed, TextBlock, TimeEmbed, displacement, grid_positions, norm
+from models.layers import (
+    CrossAttention,
+    Mlp,
+    PatchEmbed,
+    TextBlock,
+    TimeEmbed,
+    begin_linears,
+    displacement,
+    grid_positions,
+    norm,
+    run,
+)
 from models.text import NULL_TEXT, Text, with_null
 
 STAGES = {  # of training -> the parts of the model that learn in it
@@ -169,13 +179,7 @@ class SyncFlow(
 
     def initialise(self) -> None:
         """DiT's start: Xavier linears; zero are the modulation, the text's way in, and the outputs."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
-        for name, module in self.named_modules():
-            if name.endswith((".modulation", "text_attn.proj", ".head")):
-                nn.init.zeros_(module.weight)
+        begin_linears(self, zero=(".modulation", "text_attn.proj", ".head"))
 
     def forward(
         self,
@@ -217,7 +221,7 @@ class SyncFlow(
         text = Text(tower["text"](tokens.tokens), tokens.mask)
         at, taps = self._frame_positions(T, x.device), []
         for layer in tower["layers"]:
-            x, shown = self._run(layer, x, c, text, at)
+            x, shown = run(self.grad_ckpt, layer, x, c, text, at)
             taps.append(shown[self.tap])
         shift, scale = (tower.head_table + time.unsqueeze(1)).unsqueeze(2).unsqueeze(2).unbind(1)  # (B,1,1,D)
         dv = tower["head"](norm(x) * (1 + scale) + shift)
@@ -237,7 +241,7 @@ class SyncFlow(
         more = torch.cat(more, 1), torch.cat(more_at), torch.cat(more_mask, 1)
         for i in range(len(tower["layers"])):
             tap = taps[i] if "adaptors" in tower else None  # else it would be kept to recompute nothing
-            x = self._run(self._listen, i, x, at, tap, frames_at, *more)
+            x = run(self.grad_ckpt, self._listen, i, x, at, tap, frames_at, *more)
         return tower["head"](x).unflatten(-1, (self.audio_patch, -1)).flatten(1, 2)
 
     def _listen(
@@ -262,12 +266,6 @@ class SyncFlow(
             more, more_at = torch.cat([shown, more], 1), torch.cat([shown_at, more_at])
             mask = torch.cat([mask.new_ones(shown.shape[:2]), mask], 1)
         return self.sound["layers"][i](x, at, more, more_at, mask)
-
-    def _run(self, layer: Callable, *inputs):
-        """A layer, recomputed in the backward pass if that is wanted."""
-        if self.grad_ckpt and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False)
-        return layer(*inputs)
 
     def _frame_positions(self, T: int, device: torch.device) -> Tensor:
         return torch.arange(T, device=device) / self.video_rate * POSITIONS_PER_SECOND

@@ -121,13 +121,9 @@ def _parted(inputs: dict, parts: int) -> Iterator[dict]:
     size = len(inputs["v"]) // parts
 
     def cut(x, rows: slice):
-        return (
-            x
-            if x is None or isinstance(x, str)
-            else tuple(part[rows] for part in x)
-            if isinstance(x, tuple)
-            else x[rows]
-        )
+        if x is None or isinstance(x, str):
+            return x
+        return tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows]
 
     for start in range(0, size * parts, size):
         yield {name: cut(x, slice(start, start + size)) for name, x in inputs.items()}

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import models.syncflow
 from diffusion.clip import sample_clip
 from diffusion.guidance import clip_guided
 from models import MODELS, costs
@@ -63,15 +64,15 @@ def precisely(precision):
 
 def kept_bytes(model, precision):
     """Most that autograd holds after a forward pass, or while one layer of a kind is recomputed on top of it."""
-    calls, run = {}, model._run
+    calls, run = {}, models.syncflow.run
 
-    def noted(layer, *args):
-        if model.grad_ckpt and torch.is_grad_enabled():
+    def noted(grad_ckpt, layer, *args):
+        if grad_ckpt and torch.is_grad_enabled():
             calls[type(layer)] = (layer, args)
-        return run(layer, *args)
+        return run(grad_ckpt, layer, *args)
 
-    model._run = noted
-    with held(model) as bytes_now, precisely(precision):
+    with pytest.MonkeyPatch.context() as patch, held(model) as bytes_now, precisely(precision):
+        patch.setattr(models.syncflow, "run", noted)
         out = called(model)
         found = [bytes_now()]
         for layer, args in calls.values():
