@@ -1,15 +1,15 @@
 """What an AV-Link configuration costs in each stage of training: its pieces for `models.system_costs`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from models.avlink import STAGES, TOLD, TOWERS, AVLink, placed
 from models.link import FEATURES, LINKS, SIDES, DirectAlignment
 from models.system_costs import (
     TIME_FEATURES,
+    ClipCosts,
     ClipSize,
-    Costs,
     Linear,
     Piece,
     attention_bytes,
@@ -46,7 +46,7 @@ class _Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class AVLinkCosts(Costs):
+class AVLinkCosts(ClipCosts):
     """Costs of AVLink(**config) on clips of a size, in a stage of training, "link" if none is given.
 
     In the stages of a tower the other one and the link do not run. In those of the link the towers keep no graph before
@@ -57,17 +57,8 @@ class AVLinkCosts(Costs):
         ValueError: AVLink would not take the configuration, batch or clip, or has no such stage.
     """
 
-    kind = AVLink
+    kind, whole, stages = AVLink, "link", STAGES
     clip: ClipSize = PAPERS_CLIP
-    stage: str | None = None
-
-    @classmethod
-    def of_training(
-        cls, config: Mapping, shapes: tuple[Sequence[int], Sequence[int]], text: int = 0, stage: str | None = None
-    ) -> Self:
-        """A clip without text has one token, the null text's."""
-        (T, _, height, width), (sound, _) = shapes
-        return cls(config, ClipSize(T, height, width, sound, max(1, text)), stage)
 
     def sampling_flops(self, batch: int = 1, steps: int = AVLink.num_timesteps, guided: bool = True) -> int:
         """Operations of whole clips in Euler steps; guidance adds the made side's tower alone to each."""
@@ -90,15 +81,14 @@ class AVLinkCosts(Costs):
     @property
     def _made(self) -> tuple[str, ...]:
         """The sides that are made in the stage."""
-        stage = self.stage or "link"
-        return (TOWERS[stage],) if stage in TOWERS else TOLD[stage]
+        return (TOWERS[self.current],) if self.current in TOWERS else TOLD[self.current]
 
     @property
     def _placement(self) -> list[int]:
         return placed(self.arguments["placement"], self.depth)
 
     def _part(self, side: str) -> _Part:
-        made, stage, placement = side in self._made, self.stage or "link", self._placement
+        made, stage, placement = side in self._made, self.current, self._placement
         if stage in TOWERS:
             return _Part(0, self.depth * made, self.depth * (not made), made)
         first, last = (min(placement), max(placement)) if placement else (self.depth, 0)
@@ -108,12 +98,8 @@ class AVLinkCosts(Costs):
 
     def _sizes(self, batch: int) -> _Sizes:
         c, clip = self.arguments, self.clip
+        self.check(batch)
         p, q = c["patch_size"], c["audio_patch"]
-        if (self.stage or "link") not in STAGES:
-            raise ValueError(f"stage {self.stage!r} is unknown; choose one of {', '.join(STAGES)}")
-        if batch < 1 or min(clip) < 1 or clip.height % p or clip.width % p or clip.sound % q:
-            raise ValueError(f"batch {batch} of {clip} does not fit; give at least 1 clip of 1 frame and 1 text token, "
-                             f"sides that {p} divides and sound that {q} divides")  # fmt: skip
         values = p**2 * c["in_channels"], q * c["audio_channels"]
         tokens = clip.T * clip.height * clip.width // p**2, clip.sound // q
         return _Sizes(
@@ -129,7 +115,7 @@ class AVLinkCosts(Costs):
 
     def _times(self, s: _Sizes, stream: int, narrow: int) -> Piece:
         """The embedding of both flow times; it runs in every stage of the link."""
-        D, runs = self.arguments["link_size"], (self.stage or "link") in TOLD
+        D, runs = self.arguments["link_size"], self.current in TOLD
         learns = runs and bool(self._placement) and LINKS[self.arguments["link"]].timed
         rows = s.batch * runs
         kept = narrow * rows * (2 * FEATURES + 3 * D)
@@ -137,7 +123,7 @@ class AVLinkCosts(Costs):
 
     def _blocks(self, s: _Sizes, stream: int, narrow: int) -> Iterator[Piece]:
         """The blocks of the link, and apart from each what of it does not serve the stage."""
-        runs, made, placement = (self.stage or "link") in TOLD, self._made, self._placement
+        runs, made, placement = self.current in TOLD, self._made, self._placement
         kind, c = LINKS[self.arguments["link"]], self.arguments
         for i in placement:
             told = made if i == max(placement) or not c["reinject"] else SIDES

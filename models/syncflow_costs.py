@@ -1,14 +1,13 @@
 """What a SyncFlow configuration costs in each stage of training: its pieces for `models.system_costs`."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from models.syncflow import STAGES, SyncFlow
 from models.system_costs import (
     TIME_FEATURES,
+    ClipCosts,
     ClipSize,
-    Costs,
     Piece,
     attention_bytes,
     attention_linears,
@@ -62,7 +61,7 @@ class _Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SyncFlowCosts(Costs):
+class SyncFlowCosts(ClipCosts):
     """Costs of SyncFlow(**config) on clips of a size, in a stage of training, "joint" if none is given.
 
     Where the CPU keeps more than CUDA would be expected to (outputs of fp32 norms of queries and keys, a copy of what
@@ -73,17 +72,8 @@ class SyncFlowCosts(Costs):
         ValueError: SyncFlow would not take the configuration, batch or clip, or has no such stage.
     """
 
-    kind = SyncFlow
+    kind, whole, stages = SyncFlow, "joint", STAGES
     clip: ClipSize = PAPERS_CLIP
-    stage: str | None = None
-
-    @classmethod
-    def of_training(
-        cls, config: Mapping, shapes: tuple[Sequence[int], Sequence[int]], text: int = 0, stage: str | None = None
-    ) -> Self:
-        """A clip without text has one token, the null text's."""
-        (T, _, height, width), (sound, _) = shapes
-        return cls(config, ClipSize(T, height, width, sound, max(1, text)), stage)
 
     def sampling_flops(self, batch: int = 1, steps: int = SyncFlow.num_timesteps, guided: bool = True) -> int:
         """Operations of whole clips in Euler steps; with guidance each step is two passes (SyncFlow, Eq. 1 and 3)."""
@@ -98,13 +88,9 @@ class SyncFlowCosts(Costs):
         return [(self.depth, layer(s, stream, narrow)) for layer in (_video_layer, _sound_layer)]
 
     def _sizes(self, batch: int) -> _Sizes:
-        c, clip, stage = self.arguments, self.clip, self.stage or "joint"
+        self.check(batch)
+        c, clip, stage = self.arguments, self.clip, self.current
         p, q = c["patch_size"], c["audio_patch"]
-        if stage not in STAGES:
-            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}")
-        if batch < 1 or min(clip) < 1 or clip.height % p or clip.width % p or clip.sound % q:
-            raise ValueError(f"batch {batch} of {clip} does not fit; give at least 1 clip of 1 frame and 1 text token, "
-                             f"sides that {p} divides and sound that {q} divides")  # fmt: skip
         return _Sizes(
             D=c["hidden_size"],
             heads=c["num_heads"],

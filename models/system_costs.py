@@ -5,7 +5,7 @@ A system says what its pieces are, and the formulas here add them up.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
@@ -278,6 +278,43 @@ class Costs(ABC):
         layers = [x for _, x in self.layers(1, precision)]
         largest, learning = max(x.parameters for x in layers), max(x.trained for x in layers)
         return widths(precision)[1] * (around + 2 * largest + learning)
+
+
+@dataclass(frozen=True)
+class ClipCosts(Costs):
+    """Costs of a system of whole clips, on clips of a size, in a stage of training; None is the one that is all of it.
+
+    Attributes:
+        whole: that stage. stages: all of them.
+    """
+
+    whole: ClassVar[str]
+    stages: ClassVar[Collection[str]]
+    clip: ClipSize
+    stage: str | None = None
+
+    @classmethod
+    def of_training(
+        cls, config: Mapping, shapes: tuple[Sequence[int], Sequence[int]], text: int = 0, stage: str | None = None
+    ) -> Self:
+        """A clip without text has one token, the null text's."""
+        (T, _, height, width), (sound, _) = shapes
+        return cls(config, ClipSize(T, height, width, sound, max(1, text)), stage)
+
+    @property
+    def current(self) -> str:
+        """The stage."""
+        return self.stage or self.whole
+
+    def check(self, batch: int) -> None:
+        """Raise a ValueError if there is no such stage, or the model would not take so many clips of this size."""
+        c, clip = self.arguments, self.clip
+        p, q = c["patch_size"], c["audio_patch"]
+        if self.current not in self.stages:
+            raise ValueError(f"stage {self.stage!r} is unknown; choose one of {', '.join(self.stages)}")
+        if batch < 1 or min(clip) < 1 or clip.height % p or clip.width % p or clip.sound % q:
+            raise ValueError(f"batch {batch} of {clip} does not fit; give at least 1 clip of 1 frame and 1 text token, "
+                             f"sides that {p} divides and sound that {q} divides")  # fmt: skip
 
 
 def widths(precision: str) -> tuple[int, int]:
