@@ -1,23 +1,12 @@
 """benchmarks/syncflow.py: what is trained and swept, without the minutes that it takes; the curves of its logs."""
 
-import importlib.util
 import json
 from pathlib import Path
 
-import pytest
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "syncflow.py"
+from benchmarks import syncflow
 
 
-@pytest.fixture(scope="module")
-def syncflow():
-    spec = importlib.util.spec_from_file_location("syncflow", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_ablations_sweep_guidance_and_train_what_the_rows_ask_for(syncflow, monkeypatch):
+def test_ablations_sweep_guidance_and_train_what_the_rows_ask_for(monkeypatch):
     """Rows S31 and S32: text alone, and w in {1,2,4,6,8}, each judged as the others are."""
     trained, judged = [], []
     run = object.__new__(syncflow.Run)
@@ -31,7 +20,7 @@ def test_ablations_sweep_guidance_and_train_what_the_rows_ask_for(syncflow, monk
     assert ("joint", "joint", Path("audio"), "--lr", 2e-4) in trained
 
 
-def test_curve_of_a_run_has_the_loss_of_both_sides_at_every_line_of_its_log(syncflow, tmp_path):
+def test_curve_of_a_run_has_the_loss_of_both_sides_at_every_line_of_its_log(tmp_path):
     """Row S30."""
     lines = [
         {"step": step, "held_out_loss_video": 1 / step, "held_out_loss_audio": 2 / step, "loss": 3}

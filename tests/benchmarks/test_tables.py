@@ -1,24 +1,15 @@
 """benchmarks/tables.py: what is run for each row, and what the table says of where its figures are from."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tables.py"
-
-
-@pytest.fixture(scope="module")
-def tables():
-    spec = importlib.util.spec_from_file_location("tables", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from benchmarks import tables
 
 
 @pytest.fixture
-def ran(tables, monkeypatch):
+def ran(monkeypatch):
     """Commands that would run; each leaves what its script leaves."""
     commands = []
 
@@ -46,7 +37,7 @@ def option(command, name):
     return command[command.index(name) + 1]
 
 
-def test_table_of_steps_samples_one_checkpoint_with_2_10_and_20(tables, ran, tmp_path):
+def test_table_of_steps_samples_one_checkpoint_with_2_10_and_20(ran, tmp_path):
     tables.main(["steps", "--checkpoints", "ours=C", "--real", "D", "--num", "8", "--out", str(tmp_path)])
     sampled = [command for command in ran if command[0] == "sample.py"]
     assert [option(command, "--num-timesteps") for command in sampled] == ["2", "10", "20"]
@@ -55,7 +46,7 @@ def test_table_of_steps_samples_one_checkpoint_with_2_10_and_20(tables, ran, tmp
     assert [option(command, "--fake") for command in ran if command[0] == "evaluate.py"] == films
 
 
-def test_syncflows_table_has_a_row_of_text_and_one_of_pictures_beside_the_papers_figures(tables, ran, tmp_path, capsys):
+def test_syncflows_table_has_a_row_of_text_and_one_of_pictures_beside_the_papers_figures(ran, tmp_path, capsys):
     """Row S28."""
     where = ["--checkpoints", "VGG=C", "--real", "D", "--num", "8", "--out", str(tmp_path)]
     tables.main(["syncflow", *where, "--prompts", "P.txt", "--evaluate=--metrics fvd fad kl clap"])
@@ -71,23 +62,21 @@ def test_syncflows_table_has_a_row_of_text_and_one_of_pictures_beside_the_papers
         assert "--prompts belongs to the table syncflow, and to no other" in capsys.readouterr().err
 
 
-def test_conditional_table_gives_the_test_videos_to_both_scripts(tables, ran, tmp_path):
+def test_conditional_table_gives_the_test_videos_to_both_scripts(ran, tmp_path):
     tables.main(["conditional", "--checkpoints", "ours=C", "--real", "D", "--num", "8", "--out", str(tmp_path)])
     assert [command[0] for command in ran] == ["sample_a2v.py", "evaluate.py", "sample_v2a.py", "evaluate.py"]
     assert all(option(command, "--data-path") == "D" for command in ran if command[0] != "evaluate.py")
 
 
-def fusions(tables, folder, *more):
+def fusions(folder, *more):
     tables.main(["fusions", "--checkpoints", "a=A", "c=C", "--real", "D", *more, "--out", str(folder)])
     return (folder / "fusions.md").read_text(), json.loads((folder / "fusions.json").read_text())
 
 
-def test_measured_and_quoted_rows_stand_apart_and_say_which_they_are_and_a_second_run_measures_nothing(
-    tables, ran, tmp_path
-):
-    fusions(tables, tmp_path)
+def test_measured_and_quoted_rows_stand_apart_and_say_which_they_are_and_a_second_run_measures_nothing(ran, tmp_path):
+    fusions(tmp_path)
     count = len(ran)
-    text, found = fusions(tables, tmp_path)
+    text, found = fusions(tmp_path)
     assert len(ran) == count == 4
     ours, theirs = text.split("Table 1.A: fusion blocks, quoted")
     assert "| a | 7.5 | 8 | measured; random features, not comparable; not told from real: FVD |" in ours
@@ -106,7 +95,7 @@ def test_measured_and_quoted_rows_stand_apart_and_say_which_they_are_and_a_secon
         ("conditional", "| R-FLAV | 421 M | 200 | 46.81 | 8.72 | 8.52 | 94.47 | 4.0 | 9.34 |"),
     ],
 )
-def test_paper_is_quoted_to_its_last_digit_without_being_asked_for(tables, ran, tmp_path, table, row):
+def test_paper_is_quoted_to_its_last_digit_without_being_asked_for(ran, tmp_path, table, row):
     tables.main([table, "--checkpoints", "5=C", "--real", "D", "--out", str(tmp_path)])
     assert f"{row}  | quoted: R-FLAV, arXiv" in (tmp_path / f"{table}.md").read_text()
 
@@ -117,20 +106,20 @@ def test_paper_is_quoted_to_its_last_digit_without_being_asked_for(tables, ran, 
      '{"R-FLAV": {"source": "them", "table_1a": {"columns": ["FVD", "KVD"], "a": [1.0]}}}'],
     ids=["list", "empty", "text", "no source", "short row"],
 )  # fmt: skip
-def test_figures_that_cannot_be_quoted_are_refused_before_anything_is_measured(tables, ran, tmp_path, content):
+def test_figures_that_cannot_be_quoted_are_refused_before_anything_is_measured(ran, tmp_path, content):
     (tmp_path / "theirs.json").write_text(content)
     with pytest.raises(ValueError, match=r"theirs\.json has no table_1a of R-FLAV .*; give a file like"):
-        fusions(tables, tmp_path / "out", "--quoted", str(tmp_path / "theirs.json"))
+        fusions(tmp_path / "out", "--quoted", str(tmp_path / "theirs.json"))
     assert not ran
 
 
-def test_script_that_fails_is_quoted_in_one_sentence(tables):
+def test_script_that_fails_is_quoted_in_one_sentence():
     with pytest.raises(ValueError, match=r"sample\.py failed: sample\.py: error: .*--model-ckpt"):
         tables.cli.call("sample.py")
 
 
 @pytest.mark.parametrize("text", ["C", "runs/c"])
-def test_checkpoint_without_a_row_is_refused(tables, text, capsys):
+def test_checkpoint_without_a_row_is_refused(text, capsys):
     with pytest.raises(SystemExit):
         tables.main(["fusions", "--checkpoints", text, "--real", "D"])
     assert f"--checkpoints {text} is not ROW=PATH" in capsys.readouterr().err
