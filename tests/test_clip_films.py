@@ -13,6 +13,7 @@ import sample_a2v
 import sample_v2a
 from data.av import probe, read_audio, read_frames
 from data.frames import fit
+from diffusion.noise import Modality, frame_noise
 from models.avlink import AVLink
 from models.codec import Pixels
 from models.fusion import CONDITIONING_TIMES
@@ -217,6 +218,14 @@ def test_clips_begin_with_the_end_of_the_one_before_and_have_noise_of_their_own(
         x, y = ((m.v, m.a)[SIDES.index(given)] for m in (now, before))
         assert x.shape == y.shape and not x.equal(y)
     assert (probe(out / records(out)[0]["file"]).frames(10) - 21) in (0, 1) and records(out)[0]["frames"] == 21
+
+
+def test_each_clip_of_a_film_has_noise_of_its_own_that_any_row_may_have(pipe):
+    shapes = pipe.codec.unit_shapes
+    rows = pipe._noise([3, 4], shapes, 7, [2, 0])
+    for noise, kind, shape in zip(rows, (Modality.VIDEO, Modality.AUDIO), shapes):
+        for row, place in zip(noise, ((7, 3, 2), (7, 4, 0))):
+            assert row.float().equal(frame_noise(*place, kind, shape))
 
 
 def test_source_gives_each_clip_what_a_whole_file_encoded_at_once_has_there_and_keeps_a_window(pipe, films):
