@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import cli
 from data.folders import nearest_path
+from evaluation.questions import SETS
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from evaluation.measures import Measure
@@ -83,7 +84,10 @@ def parse(argv=None):
     more.add_argument("--model-ckpt", help="checkpoint to sweep")
     more.add_argument("--user-study", nargs=2, type=Path, metavar=("A", "B"), help="write a page on which people "
                       "choose between the videos of two folders")  # fmt: skip
-    more.add_argument("--pairs", type=cli.positive, default=20, help="of the user study")
+    more.add_argument("--questions", choices=SETS, default="r-flav", help="of the user study: those of a paper's")
+    more.add_argument(
+        "--pairs", type=cli.positive, help="of the user study, at most; if not given 20, and AV-Link's 50"
+    )
     more.add_argument("--tally", nargs="+", type=Path, metavar=("KEY", "FORM"), help="count the forms that came back")
     args = p.parse_args(argv)
     if not (args.user_study or args.tally):
@@ -117,8 +121,11 @@ def main(argv=None):
     if args.user_study:
         from evaluation.study import write_study
 
-        pairs = write_study(*args.user_study, args.results_dir, args.pairs, args.seed)
-        return print(f"{args.results_dir}: {pairs} pairs; hand out the folder, keep {args.results_dir}.key.json")
+        asked = SETS[args.questions]
+        pairs = write_study(*args.user_study, args.results_dir, args.pairs, args.seed, asked)
+        fewer = f" of {asked.pairs}" if args.pairs is None and pairs < asked.pairs else ""
+        return print(f"{args.results_dir}: {pairs}{fewer} pairs; hand out the folder to {asked.voters} voters or more, "
+                     f"keep {args.results_dir}.key.json")  # fmt: skip
     cli.output_folder(args.results_dir)
     cli.output_folder(args.cache)
     return sweep(args) if args.sweep else evaluate(args)

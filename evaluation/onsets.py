@@ -51,7 +51,8 @@ def onset_accuracy(setting: Setting) -> Result:
     figure = Figure(
         f"onset-acc@{setting.onset_tolerance:g}s", float(np.mean(scores)) if scores else 0.0,
         RULE.format(setting.onset_tolerance, found), len(scores), len(scores), low, high,
-        f"{LEVEL} bootstrap over videos", reference=1.0, reference_is="equal sounds", note=", ".join(filter(None, noted)),
+        f"{LEVEL} bootstrap over videos", reference=1.0, reference_is="equal sounds",
+        note=", ".join(filter(None, noted)),
     )  # fmt: skip
     videos = [str(found.videos[i].path) for i in asked]
     each = [{"video": v, "real": len(r), "generated": len(f), "right": hit}
