@@ -179,7 +179,8 @@ def tally(key: Path, forms: Sequence[Path]) -> dict[str, Any]:
     Returns:
         study, its titles a and b, the numbers of pairs, voters and voters `wanted`, open answers by voter under
         `incomplete`, the `protocol` of the figures in words and, in `questions`, for each: votes for a, b and same,
-        voters who answered, share_a, bootstrap (low, high), wilson (low, high), p; None where there are too few votes or voters.
+        voters who answered, share_a, bootstrap (low, high), wilson (low, high), p; None where there are too few votes
+        or voters.
     Raises:
         ValueError: a file cannot be read, belongs to another study, has votes that the study does not know or one vote
             twice, or a voter has two files.

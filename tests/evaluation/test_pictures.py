@@ -106,6 +106,14 @@ def test_fvd12_has_its_own_name_and_features_beside_those_of_fvd(films, tmp_path
     assert Motion12(None).identity != Motion(None).identity
 
 
+def test_features_of_fvd_and_fvd12_are_kept_apart_in_one_evaluation(films, tmp_path):
+    folders = [looked(films / name, "test", False) for name in ("bright", "real")]
+    networks = {kind: kind(None) for kind in (Motion, Motion12)}
+    where = Setting(*folders, None, 100, networks, tmp_path, ALONE, 4, 0, bar)
+    together = [measures()[name].run(where).figures[0].value for name in ("fvd", "fvd12")]
+    assert together[0] != together[1] == measured("fvd12", films / "bright", films / "real", tmp_path)[0].value
+
+
 def test_films_shorter_than_2_s_are_refused_for_fvd12_with_what_it_needs(films, tmp_path):
     with pytest.raises(ValueError, match="short gives 0 clips of 12 frames at 6 fps, and distances need 4"):
         measured("fvd12", films / "short", films / "real", tmp_path)
