@@ -39,6 +39,6 @@ def _worded(*names: str) -> Mapping[str, str]:
 _ALIGNMENT = ("audio-video alignment", "semantic alignment", "temporal alignment")
 SETS = {
     "r-flav": Questions(_worded("picture", "sound", "synchrony", "motion")),
-    "av-link-v2a": Questions(_worded("audio quality", *_ALIGNMENT), pairs=50),
+    "av-link": Questions(_worded("audio quality", *_ALIGNMENT), pairs=50),
     "av-link-a2v": Questions(_worded("video quality", *_ALIGNMENT), pairs=50),
 }
