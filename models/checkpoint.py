@@ -55,6 +55,12 @@ class Pretrained(PyTorchModelHubMixin):
         """How many numbers, and in how many tensors, a model of this config has at least: cheap, and never too many."""
         raise NotImplementedError
 
+    @classmethod
+    def check_stage(cls, stage: str, **config) -> None:
+        """Raise a ValueError if a model of these arguments has no such stage of training."""
+        if stage not in cls.stages:
+            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(cls.stages)}")
+
     def save_pretrained(self, save_directory: str | Path, **how) -> str | None:
         done = super().save_pretrained(save_directory, **how)
         path = Path(save_directory) / "config.json"

@@ -205,6 +205,22 @@ def test_checkpoint_makes_picture_and_sound_together_and_none_for_a_given_other_
         assert f"is a model of av-link, for which making a side for a given {given} is not built yet" in line
 
 
+def test_picture_may_be_shown_by_a_network_which_stays_as_its_seed_draws_it(latents, towers, tmp_path, capsys):
+    """Row A30; a stage that tells the picture is refused before anything is made."""
+    command = ("--init-from", *towers, "--max-steps=2", "--variant=network")
+    train.main(argv(latents, tmp_path / "run", "v2a", *command))
+    export = tmp_path / "run" / "export"
+    for tower, side in zip(towers, ("picture.", "sound.")):
+        assert same(weights(export, side), weights(tower, side))
+    config = json.loads((export / "config.json").read_text())
+    fresh = AVLink(**{name: value for name, value in config.items() if name != "system"})
+    assert same(weights(export, "source."), {f"source.{name}": x for name, x in fresh.source.state_dict().items()})
+    assert AVPipeline.from_pretrained(export).sample([0], num_timesteps=1).wave.isfinite().all()
+    told = complaint(capsys, train.main, *argv(latents, tmp_path / "other", "link", *command))
+    assert "stage link tells the picture of the sound, and one that is shown by a network hears nothing; take" in told
+    assert not (tmp_path / "other" / "pipeline").exists()
+
+
 def test_towers_may_be_trained_without_text(latents, tmp_path):
     bare = tmp_path / "latents"
     shutil.copytree(latents, bare)

@@ -21,6 +21,7 @@ from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
 from models.costs import COSTS
 from models.fusion import CONDITIONING_TIMES, FUSIONS, check_conditioning_times, placed
+from models.link import SIDES
 from models.system_costs import Costs
 from models.text import TEXT_ENCODERS, load_text_encoder
 from pipeline.avcodec import AVCodec
@@ -63,6 +64,8 @@ def check_names(args: Namespace) -> type[Pretrained]:
         if (value := getattr(args, name)) is not None and value not in known:
             told = f"choose one of {', '.join(known)}" if known else f"{none}; leave it out"
             raise ValueError(f"--{name} {value} is none of {args.model}; {told}")
+    if args.stage:
+        kind.check_stage(args.stage, **{**kind.presets[args.model], **kind.variants.get(args.variant, {})})
     if args.stage in kind.stages_from_weights and not args.init_from:
         raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
     settle_link(args, kind)
@@ -307,7 +310,8 @@ def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> No
     for source, part in zip(sources, ("picture.", "sound.") if args.init_more else ("",)):
         report = initialise(model, source, class_names, part)
         log.info("%s", report)
-        if args.stage in model.links and (strange := [name for name in report.left if not name.startswith("link.")]):
+        towers = tuple(f"{side}." for side in SIDES)
+        if args.stage in model.links and (strange := [name for name in report.left if name.startswith(towers)]):
             raise ValueError(f"{source} has towers of other sizes ({'; '.join(report.differs)}), of which {strange[0]} "
                              "does not fit; link towers of --model's sizes")  # fmt: skip
         if args.lora_rank and report.differs:
