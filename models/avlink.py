@@ -7,11 +7,13 @@ _, da = model(None, a, t, alone="sound")                # the frozen tower, for 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from models.checkpoint import Pretrained
+from models.checkpoint import Pretrained, fingerprint
 from models.layers import begin_linears, displacement, run
 from models.link import LINKS, SIDES, TimesEmbed
 from models.picture_source import SOURCES
@@ -57,6 +59,9 @@ class AVLink(
     num_timesteps, cfg_scale, takes, methods, needs_text = 64, 5.0, SIDES, (), False
     stages, towers, links, training = STAGES, TOWERS, TOLD, TRAINING
     stages_from_weights = stages_holding = tuple(TOLD)
+    of_towers = ("hidden_size", "depth", "num_heads", "patch_size", "audio_patch", "prediction")
+    of_data = ("in_channels", "audio_channels", "text_width", "video_rate", "audio_rate")
+    of_linked = tuple(f"{side}_sha256" for side in SIDES)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
     def __init__(
@@ -116,8 +121,8 @@ class AVLink(
     def initialise(self) -> None:
         """DiT's start: Xavier linears; zero are modulations, the text's way in, the outputs, and what a block gives."""
         begin_linears(self, zero=(".adaln", "text_attn.proj", "head.linear"))
-        for block in self.link["blocks"].values():
-            block.begin_at_zero()
+        for gate in self._gates():
+            nn.init.zeros_(gate.weight)
         if self.source:
             self.source.draw()
 
@@ -293,11 +298,35 @@ class AVLink(
         return [side for side in SIDES if not self._tower(side).head.linear.weight.any()]
 
     @classmethod
+    def trained_in(cls, folder: Path) -> list[str]:
+        """Sides whose tower in a checkpoint is not `untrained`, without reading the rest of it."""
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            return [side for side in SIDES if file.get_tensor(f"{side}.head.linear.weight").any()]
+
+    @classmethod
     def check_stage(cls, stage: str, source: str = "tower", **_) -> None:
         super().check_stage(stage)
         if SOURCES.get(source) and "picture" in TOLD.get(stage, ()):
             raise ValueError(f"stage {stage} tells the picture of the sound, and one that is shown by a {source} hears "
                              "nothing; take stage v2a, or leave --variant network out")  # fmt: skip
+
+    def _gates(self) -> list[nn.Linear]:
+        return [gate for block in self.link["blocks"].values() for gate in block.gates]
+
+    def tower_hashes(self) -> dict[str, str]:
+        """SHA-256 of both towers' weights, by the names of `of_linked`."""
+        return {name: fingerprint(self._tower(side)) for name, side in zip(self.of_linked, SIDES)}
+
+    def recorded(self) -> dict[str, str]:
+        """Of a link that has learnt something, the towers it belongs to."""
+        return self.tower_hashes() if any(gate.weight.any() for gate in self._gates()) else {}
+
+    def check_recorded(self, config: Mapping, folder: Path) -> None:
+        here = self.recorded()
+        if strange := [name for name in here if config.get(name, here[name]) != here[name]]:
+            raise ValueError(f"the link in {folder} was trained between other towers ({strange[0]} "
+                             f"{config[strange[0]]:.12}) than lie beside it ({here[strange[0]]:.12}); take config.json "
+                             "and model.safetensors from the same checkpoint")  # fmt: skip
 
     def set_stage(self, stage: str) -> int:
         """Let a tower learn, or what of the link serves to make the sides of a stage; how many numbers learn.

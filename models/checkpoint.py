@@ -1,5 +1,6 @@
 """How models are kept: a folder with config.json and model.safetensors, here or on the hub."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 FILES = ("config.json", "model.safetensors")
 TRAINING = {"lr": 1e-4, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.02}  # of AdamW
@@ -28,6 +29,8 @@ class Pretrained(PyTorchModelHubMixin):
         needs_text: whether a model of whole clips makes nothing without one.
         towers: stages in which the tower of one side is trained by itself -> that side. links: stages in which one side
             is made for a given other -> the sides that are.
+        of_towers: arguments that make its towers what they are, but for those of_data, which clips and texts settle.
+        of_linked: what config.json records of the towers that a trained link belongs to.
         training: arguments of train.py where none are given.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
@@ -46,6 +49,9 @@ class Pretrained(PyTorchModelHubMixin):
     needs_text: ClassVar[bool] = True
     towers: ClassVar[dict[str, str]] = {}
     links: ClassVar[dict[str, tuple[str, ...]]] = {}
+    of_towers: ClassVar[tuple[str, ...]] = ()
+    of_data: ClassVar[tuple[str, ...]] = ()
+    of_linked: ClassVar[tuple[str, ...]] = ()
     training: ClassVar[dict[str, float]] = TRAINING
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]
@@ -61,10 +67,19 @@ class Pretrained(PyTorchModelHubMixin):
         if stage not in cls.stages:
             raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(cls.stages)}")
 
+    def recorded(self) -> dict[str, str]:
+        """What config.json records of the weights."""
+        return {}
+
+    def check_recorded(self, config: Mapping, folder: Path) -> None:
+        """Raise a ValueError if a config.json records other weights than those that lay beside it."""
+
     def save_pretrained(self, save_directory: str | Path, **how) -> str | None:
         done = super().save_pretrained(save_directory, **how)
         path = Path(save_directory) / "config.json"
-        path.write_text(json.dumps({"system": self.system, **json.loads(path.read_text())}, indent=2))
+        path.write_text(
+            json.dumps({"system": self.system, **self.recorded(), **json.loads(path.read_text())}, indent=2)
+        )
         return done
 
     @classmethod
@@ -75,6 +90,7 @@ class Pretrained(PyTorchModelHubMixin):
         folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
         model = cls(**architecture)
         model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
+        model.check_recorded(json.loads((folder / "config.json").read_text()), folder)
         return model.eval()
 
     def load(self, state: dict[str, Tensor], source: str = "state") -> None:
@@ -110,3 +126,11 @@ def checkpoint_folder(model_id: str, **hub) -> Path:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; give a folder that train.py exported, or a hub id")
     return folder
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a plain model's weights, in float32: training in float64 from a float32 base keeps it."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode() + weight.float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
