@@ -301,7 +301,8 @@ class AVLink(
     def trained_in(cls, folder: Path) -> list[str]:
         """Sides whose tower in a checkpoint is not `untrained`, without reading the rest of it."""
         with safe_open(folder / "model.safetensors", framework="pt") as file:
-            return [side for side in SIDES if file.get_tensor(f"{side}.head.linear.weight").any()]
+            heads = {side: f"{side}.head.linear.weight" for side in SIDES}
+            return [side for side in SIDES if heads[side] in file.keys() and file.get_tensor(heads[side]).any()]  # noqa: SIM118
 
     @classmethod
     def check_stage(cls, stage: str, source: str = "tower", **_) -> None:
@@ -323,10 +324,11 @@ class AVLink(
 
     def check_recorded(self, config: Mapping, folder: Path) -> None:
         here = self.recorded()
-        if strange := [name for name in here if config.get(name, here[name]) != here[name]]:
-            raise ValueError(f"the link in {folder} was trained between other towers ({strange[0]} "
-                             f"{config[strange[0]]:.12}) than lie beside it ({here[strange[0]]:.12}); take config.json "
-                             "and model.safetensors from the same checkpoint")  # fmt: skip
+        for name, there in ((name, config.get(name, here[name])) for name in here):
+            if there != here[name]:
+                raise ValueError(f"the link in {folder} was trained between other towers ({name} {there!s:.12}) than "
+                                 f"lie beside it ({here[name]:.12}); take config.json and model.safetensors from the "
+                                 "same checkpoint")  # fmt: skip
 
     def set_stage(self, stage: str) -> int:
         """Let a tower learn, or what of the link serves to make the sides of a stage; how many numbers learn.

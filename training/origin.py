@@ -45,8 +45,8 @@ def check_towers(args: Namespace, kind: type[Pretrained], source: str) -> None:
     config = json.loads((fetch_checkpoint(source) / "config.json").read_text())
     if args.stage in kind.towers and (linked := [name for name in kind.of_linked if name in config]):
         raise ValueError(f"{source} has a link that was trained between its towers ({linked[0]} "
-                         f"{config[linked[0]]:.12}), and stage {args.stage} would change one; begin with the tower's "
-                         "own checkpoint")  # fmt: skip
+                         f"{config[linked[0]]!s:.12}), and stage {args.stage} would change one; begin with the "
+                         "tower's own checkpoint")  # fmt: skip
     wanted = {**kind.presets[args.model], **kind.variants.get(args.variant, {})}
     differs = unlike_towers(kind, config, wanted, kind.of_towers) if args.stage in kind.links else []
     if differs:

@@ -448,6 +448,7 @@ def test_network_keeps_its_weights_in_training_and_in_a_checkpoint(looked, tmp_p
     model.set_stage("v2a")
     v, a, t = v.float(), a.float(), t.float()
     model(v, a, t, given="picture")[1].square().mean().backward()
+    assert all((p.grad is not None) is p.requires_grad for p in model.parameters())
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
     assert {name for name, part in model.named_children() if digest(part) != before[name]} == {"link"}
     model.save_pretrained(tmp_path)
