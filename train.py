@@ -38,7 +38,7 @@ def parse(argv=None) -> argparse.Namespace:
     model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny; SyncFlow-XL/2, "
                        "SyncFlow-tiny; AVLink-L, AVLink-tiny")  # fmt: skip
     model.add_argument("--variant", help="for ablations; of SyncFlow no-adaptor, text-only, spatial-tap, of AV-Link "
-                       "no-reinject, symcross, direct, after-1, after-11, after-22")  # fmt: skip
+                       "no-reinject, symcross, direct, network, after-1, after-11, after-22")  # fmt: skip
     model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm; "
                        "adaptor, from picture to sound; link, both ways by time")  # fmt: skip
     model.add_argument("--fusion-blocks", type=cli.whole, nargs="+", metavar="BLOCK", help="numbers of the blocks in "
@@ -200,7 +200,8 @@ def train(args) -> None:
     facts = {"seed": args.seed, "global_batch": args.batch_size * accelerator.num_processes}
     facts |= {name: getattr(args, name) for name in SAME} | {"text_encoder": args.text_encoder}
     codec.to(device)
-    learner = make_learner(args, accelerator, codec)
+    learner, towers = make_learner(args, accelerator, codec)
+    facts |= towers
     first_step = resume(accelerator, learner.state, args.experiment_dir, **facts)
     if first_step >= args.max_steps:
         log.info(
@@ -256,7 +257,7 @@ def train(args) -> None:
 
 
 def make_learner(args, accelerator, codec):
-    """The model with its optimiser and average, as the arguments want them."""
+    """The model with its optimiser and average, as the arguments want them, and what must stay of its weights."""
     import torch
 
     from diffusion.flow import WEIGHTS
@@ -268,7 +269,7 @@ def make_learner(args, accelerator, codec):
     kind = model_of_preset(args.model)
     model = kind(**model_config(args, codec)).to(getattr(torch, args.dtype))
     check_clips(model, codec)
-    begin(args, model, codec.spec.class_names)
+    stays = begin(args, model, codec.spec.class_names)
     if kind.rolls:  # a call of whole clips is long enough for all cores
         cli.share_cores(model)
     if args.compile:
@@ -276,7 +277,7 @@ def make_learner(args, accelerator, codec):
     how = {"beta2": args.beta2, "weight_decay": args.weight_decay, "clip": args.clip_grad_norm}
     weight = WEIGHTS[args.sampling] if kind.rolls else WEIGHTS["uniform"]  # their times are drawn denser
     parts = args.micro_batches
-    return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay)
+    return Learner(accelerator, model, weight, parts, **how, ema_decay=args.ema_decay), stays
 
 
 def make_data(args, accelerator, dataset, codec, model, first_step: int, captions=None, texts=None):

@@ -7,14 +7,17 @@ _, da = model(None, a, t, alone="sound")                # the frozen tower, for 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from models.checkpoint import Pretrained
+from models.checkpoint import Pretrained, fingerprint
 from models.fusion import CONDITIONING_TIMES, check_conditioning_times
 from models.layers import begin_linears, displacement, run
 from models.link import LINKS, SIDES, TimesEmbed
+from models.picture_source import SOURCES
 from models.text import NULL_TEXT, Text
 from models.towers import AXES, Passage, PictureTower, SoundTower, Tower
 
@@ -48,6 +51,8 @@ class AVLink(
         reinject: whether a given side hears the one that is made, too.
         conditioning_times: flow times of a given picture and of a given sound, at which the link was trained; the
             paper's if None.
+        source: where what a picture shows to the link comes from, a key of `models.picture_source.SOURCES`: its tower,
+            or a network, which makes the sound for given pictures alone, without reinjection.
         grad_ckpt: recompute each layer and block in the backward pass.
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
@@ -57,6 +62,9 @@ class AVLink(
     num_timesteps, cfg_scale, takes, methods, needs_text = 64, 5.0, SIDES, ("held",), False
     stages, towers, links, training = STAGES, TOWERS, TOLD, TRAINING
     stages_from_weights = stages_holding = tuple(TOLD)
+    of_towers = ("hidden_size", "depth", "num_heads", "patch_size", "audio_patch", "prediction")
+    of_data = ("in_channels", "audio_channels", "text_width", "video_rate", "audio_rate")
+    of_linked = tuple(f"{side}_sha256" for side in SIDES)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
 
     def __init__(
@@ -79,14 +87,18 @@ class AVLink(
         offset: float = 0.0,
         reinject: bool = True,
         conditioning_times: list[float] | None = None,
+        source: str = "tower",
         grad_ckpt: bool = False,
         prediction: str = "velocity",
     ):
         super().__init__()
         self.placement = placed(placement, depth)
-        if link not in LINKS or prediction not in ("velocity", "data"):
-            raise ValueError(f"link {link!r} with prediction {prediction!r} is unknown; choose {', '.join(LINKS)}, and "
-                             "velocity or data")  # fmt: skip
+        known = {"link": (link, LINKS), "prediction": (prediction, ("velocity", "data")), "source": (source, SOURCES)}
+        for name, (value, choices) in known.items():
+            if value not in choices:
+                raise ValueError(f"{name} {value!r} is unknown; choose one of {', '.join(choices)}")
+        if SOURCES[source] and reinject:
+            raise ValueError(f"a picture shown by a {source} hears nothing of the sound; give reinject=False")
         if hidden_size // num_heads // 2 < AXES:
             raise ValueError(f"{num_heads} heads of hidden size {hidden_size} are too narrow for positions along "
                              f"{AXES} axes; choose heads of at least {2 * AXES}")  # fmt: skip
@@ -99,6 +111,8 @@ class AVLink(
         self.reinject, self.grad_ckpt, self.prediction = reinject, grad_ckpt, prediction
         self.picture = PictureTower(in_channels, patch_size, *sizes)
         self.sound = SoundTower(audio_channels, audio_patch, *sizes)
+        self.source = SOURCES[source](in_channels, patch_size, hidden_size) if SOURCES[source] else None
+        self.takes = ("picture",) if self.source else SIDES
         blocks = {str(i): LINKS[link]((hidden_size, hidden_size), link_size, link_heads) for i in self.placement}
         self.link = nn.ModuleDict({"times": TimesEmbed(link_size), "blocks": nn.ModuleDict(blocks)})
         self._no_split_modules = ("Layer", *{LINKS[link].__name__ for _ in blocks})  # each must be there
@@ -113,8 +127,10 @@ class AVLink(
     def initialise(self) -> None:
         """DiT's start: Xavier linears; zero are modulations, the text's way in, the outputs, and what a block gives."""
         begin_linears(self, zero=(".adaln", "text_attn.proj", "head.linear"))
-        for block in self.link["blocks"].values():
-            block.begin_at_zero()
+        for gate in self._gates():
+            nn.init.zeros_(gate.weight)
+        if self.source:
+            self.source.draw()
 
     def forward(
         self,
@@ -150,8 +166,11 @@ class AVLink(
         made = self._made(given, alone, features)
         looked_at = made if alone or features is not None else SIDES
         self._check({side: inputs[side] for side in looked_at})
+        if self.source and not alone and features is None:
+            features, looked_at = self._shown_by_source(v), made
         on = {side: self._tower(side).begin(*inputs[side]) for side in looked_at}
-        on = self._run_alone(alone, on) if alone else self._run_linked(on, t, t_a, made, bypass, features)
+        shown = None if features is None else (given or "picture", features)
+        on = self._run_alone(alone, on) if alone else self._run_linked(on, t, t_a, made, bypass, shown)
         velocities = {side: self._tower(side).end(on[side], inputs[side][0]) for side in made}
         if self.prediction == "data":
             velocities = {side: displacement(clean, *inputs[side][:2]) for side, clean in velocities.items()}
@@ -160,20 +179,29 @@ class AVLink(
     def given_features(self, given: str, x: Tensor, t: Tensor, text: Text | None = None) -> list[Tensor]:
         """What a given side shows to each block, (B,T,L,D) each: the same at all steps, for `forward`'s `features`.
 
+        Of a picture that a network shows, that of the network; its tower does not run.
+
         Args:
             given: "picture" or "sound". x: of it, at time t (B,). text: of it.
         Raises:
-            ValueError: the model reinjects, so what it shows depends on what is made for it.
+            ValueError: the model reinjects, so what it shows depends on what is made for it, or takes no such side.
         """
+        self._made(given, None, None)
         if self.reinject:
             raise ValueError("this model tells the given side of the one that is made, so its features change at every "
                              "step; train one with --variant no-reinject")  # fmt: skip
         self._check({given: (x, t, text)})
+        if self.source:
+            return self._shown_by_source(x)
         on, shown = self._tower(given).begin(x, t, text), []
         for i in range(1, max(self.placement, default=0) + 1):
             on = self._layer(given, i, on)
             shown += [on.x] if i in self.placement else []
         return shown
+
+    def _shown_by_source(self, v: Tensor) -> list[Tensor]:
+        """What the network shows of a picture to each block: the same."""
+        return [self.source(v)] * len(self.placement)
 
     def _run_alone(self, side: str, on: dict[str, Passage]) -> dict[str, Passage]:
         passage = on[side]
@@ -188,16 +216,21 @@ class AVLink(
         t_a: Tensor,
         made: Sequence[str],
         bypass: Tensor | None,
-        features: Sequence[Tensor] | None,
+        shown: tuple[str, Sequence[Tensor]] | None,
     ) -> dict[str, Passage]:
-        """Both towers, of which the given one ends after the last block, or does not run if its features are there."""
+        """Both towers, of which the given one ends after the last block, or does not run if its features are there.
+
+        shown: a side, and what it shows to each block in the place of its tower's tokens.
+        """
         c, last = self.link["times"](t, t_a), max(self.placement, default=0)
-        told, features = SIDES if self.reinject else made, iter(features or ())
+        made_told = tuple(side for side in made if not (self.source and side == "picture"))
+        told, (side_shown, features) = SIDES if self.reinject else made_told, shown or (None, ())
+        features = iter(features)
         for i in range(1, len(self.picture.layers) + 1):
             on |= {side: self._layer(side, i, on[side]) for side in on if side in made or i <= last}
             if i in self.placement:
-                given = None if len(on) == len(SIDES) else next(features)
-                on |= self._link(i, on, c, made if i == last else told, bypass, given)
+                instead = {side_shown: next(features)} if side_shown else {}
+                on |= self._link(i, on, c, made_told if i == last else told, bypass, instead)
         return on
 
     def _link(
@@ -207,10 +240,13 @@ class AVLink(
         c: Tensor,
         told: Sequence[str],
         bypass: Tensor | None,
-        given: Tensor | None,
+        instead: Mapping[str, Tensor],
     ) -> dict[str, Passage]:
-        """The sides that are told by the block after layer i, where nothing is bypassed."""
-        frames = [on[side].x if side in on else given for side in SIDES]
+        """The sides that are told by the block after layer i, where nothing is bypassed.
+
+        instead: what a side shows in the place of its tower's tokens.
+        """
+        frames = [instead[side] if side in instead else on[side].x for side in SIDES]
         rates = self.video_rate, self.audio_rate / self.audio_patch
         at = [self.link_positions(x.shape[1], rate, x.device) for x, rate in zip(frames, rates)]
         updates = run(self.grad_ckpt, self.link["blocks"][str(i)], *frames, c, *at, told)
@@ -241,6 +277,9 @@ class AVLink(
             told = f"given {given!r}, alone {alone!r}" + " with features" * (features is not None)
             raise ValueError(f"{told} cannot be; name one side, {' or '.join(SIDES)}, and give features of a "
                              "given one where nothing is reinjected")  # fmt: skip
+        if given and given not in self.takes:
+            raise ValueError(f"given {given!r} is not for this model, which hears of pictures by a network, and makes "
+                             "the sound for them alone; give a picture, or leave --variant network out")  # fmt: skip
         return (alone,) if alone else tuple(side for side in SIDES if side != given)
 
     def _check(self, inputs: Mapping[str, tuple[Tensor, Tensor, Text | None]]) -> None:
@@ -264,14 +303,46 @@ class AVLink(
         """Sides whose tower has learnt nothing: its output is zero, as at the start."""
         return [side for side in SIDES if not self._tower(side).head.linear.weight.any()]
 
+    @classmethod
+    def trained_in(cls, folder: Path) -> list[str]:
+        """Sides whose tower in a checkpoint is not `untrained`, without reading the rest of it."""
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            heads = {side: f"{side}.head.linear.weight" for side in SIDES}
+            return [side for side in SIDES if heads[side] in file.keys() and file.get_tensor(heads[side]).any()]  # noqa: SIM118
+
+    @classmethod
+    def check_stage(cls, stage: str, source: str = "tower", **_) -> None:
+        super().check_stage(stage)
+        if SOURCES.get(source) and "picture" in TOLD.get(stage, ()):
+            raise ValueError(f"stage {stage} tells the picture of the sound, and one that is shown by a {source} hears "
+                             "nothing; take stage v2a, or leave --variant network out")  # fmt: skip
+
+    def _gates(self) -> list[nn.Linear]:
+        return [gate for block in self.link["blocks"].values() for gate in block.gates]
+
+    def tower_hashes(self) -> dict[str, str]:
+        """SHA-256 of both towers' weights, by the names of `of_linked`."""
+        return {name: fingerprint(self._tower(side)) for name, side in zip(self.of_linked, SIDES)}
+
+    def recorded(self) -> dict[str, str]:
+        """Of a link that has learnt something, the towers it belongs to."""
+        return self.tower_hashes() if any(gate.weight.any() for gate in self._gates()) else {}
+
+    def check_recorded(self, config: Mapping, folder: Path) -> None:
+        here = self.recorded()
+        for name, there in ((name, config.get(name, here[name])) for name in here):
+            if there != here[name]:
+                raise ValueError(f"the link in {folder} was trained between other towers ({name} {there!s:.12}) than "
+                                 f"lie beside it ({here[name]:.12}); take config.json and model.safetensors from the "
+                                 "same checkpoint")  # fmt: skip
+
     def set_stage(self, stage: str) -> int:
         """Let a tower learn, or what of the link serves to make the sides of a stage; how many numbers learn.
 
         Raises:
             ValueError: there is no such stage, or nothing learns in it.
         """
-        if stage not in STAGES:
-            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}")
+        self.check_stage(stage, **self._hub_mixin_config)
         self.requires_grad_(False)
         if stage in TOWERS:
             self._tower(TOWERS[stage]).requires_grad_(True)
@@ -315,5 +386,6 @@ AVLink.variants = {
     "no-reinject": dict(reinject=False),
     "symcross": dict(link="symcross"),
     "direct": dict(link="direct"),
+    "network": dict(source="network", reinject=False),
     **{f"after-{i}": dict(placement=[i]) for i in (1, 11, 22)},
 }

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from models.avlink import STAGES, TOLD, TOWERS, AVLink, placed
+from models.avlink import TOLD, TOWERS, AVLink, placed
 from models.link import FEATURES, LINKS, SIDES, DirectAlignment
+from models.picture_source import SOURCES, WIDTH
 from models.system_costs import (
     TIME_FEATURES,
     ClipCosts,
@@ -57,7 +58,7 @@ class AVLinkCosts(ClipCosts):
         ValueError: AVLink would not take the configuration, batch or clip, or has no such stage.
     """
 
-    kind, whole, stages = AVLink, "link", STAGES
+    kind, whole = AVLink, "link"
     clip: ClipSize = PAPERS_CLIP
 
     def sampling_flops(self, batch: int = 1, steps: int = AVLink.num_timesteps, guided: bool = True) -> int:
@@ -71,7 +72,8 @@ class AVLinkCosts(ClipCosts):
     def outer(self, batch: int, precision: str) -> list[Piece]:
         s, bytes_ = self._sizes(batch), widths(precision)
         around = [_around(s, side, self._part(side), side in self._made, *bytes_) for side in SIDES]
-        return [*around, self._times(s, *bytes_)]
+        network = [_network(s, self.current in TOLD)] if SOURCES[self.arguments["source"]] else []
+        return [*around, self._times(s, *bytes_), *network]
 
     def layers(self, batch: int, precision: str) -> list[tuple[int, Piece]]:
         s, bytes_ = self._sizes(batch), widths(precision)
@@ -92,6 +94,7 @@ class AVLinkCosts(ClipCosts):
         if stage in TOWERS:
             return _Part(0, self.depth * made, self.depth * (not made), made)
         first, last = (min(placement), max(placement)) if placement else (self.depth, 0)
+        last = 0 if SOURCES[self.arguments["source"]] else last  # the given side's tower does not run
         runs = self.depth if made else last
         free = first if made or self.arguments["reinject"] else runs
         return _Part(min(free, runs), runs - min(free, runs), self.depth - runs, False)
@@ -154,6 +157,12 @@ def _around(s: _Sizes, side: str, part: _Part, ends: bool, stream: int, narrow: 
     still = [*first, *text, *later, (B, D, D), *modulation]
     kept = N * ends * (stream * D + 8) + narrow * B * D
     return Piece((), passed=head, still=still, more_frozen=D, kept=kept, learns=part.graph > 0 and ends)
+
+
+def _network(s: _Sizes, runs: bool) -> Piece:
+    """What shows a picture in the place of its tower, without graph: convolutions are maps of what they look at."""
+    N = s.batch * s.tokens["picture"] * runs
+    return Piece([(N, s.values["picture"], WIDTH), (N, 9 * WIDTH, WIDTH), (N, 9 * WIDTH, s.D)], learns=False)
 
 
 def _layers(s: _Sizes, side: str, part: _Part, stream: int, narrow: int) -> list[tuple[int, Piece]]:

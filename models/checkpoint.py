@@ -1,5 +1,6 @@
 """How models are kept: a folder with config.json and model.safetensors, here or on the hub."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import ClassVar
 
 from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 FILES = ("config.json", "model.safetensors")
 TRAINING = {"lr": 1e-4, "warmup_steps": 0, "beta2": 0.999, "weight_decay": 0.02}  # of AdamW
@@ -29,6 +30,9 @@ class Pretrained(PyTorchModelHubMixin):
         towers: stages in which the tower of one side is trained by itself -> that side. links: stages in which one side
             is made for a given other -> the sides that are. conditioning_times: flow times at which a given picture and
             a given sound are held; None where they move with what is made for them.
+            is made for a given other -> the sides that are.
+        of_towers: arguments that make its towers what they are, but for those of_data, which clips and texts settle.
+        of_linked: what config.json records of the towers that a trained link belongs to.
         training: arguments of train.py where none are given.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
@@ -48,6 +52,9 @@ class Pretrained(PyTorchModelHubMixin):
     towers: ClassVar[dict[str, str]] = {}
     links: ClassVar[dict[str, tuple[str, ...]]] = {}
     conditioning_times: Sequence[float] | None = None
+    of_towers: ClassVar[tuple[str, ...]] = ()
+    of_data: ClassVar[tuple[str, ...]] = ()
+    of_linked: ClassVar[tuple[str, ...]] = ()
     training: ClassVar[dict[str, float]] = TRAINING
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]
@@ -57,10 +64,25 @@ class Pretrained(PyTorchModelHubMixin):
         """How many numbers, and in how many tensors, a model of this config has at least: cheap, and never too many."""
         raise NotImplementedError
 
+    @classmethod
+    def check_stage(cls, stage: str, **config) -> None:
+        """Raise a ValueError if a model of these arguments has no such stage of training."""
+        if stage not in cls.stages:
+            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(cls.stages)}")
+
+    def recorded(self) -> dict[str, str]:
+        """What config.json records of the weights."""
+        return {}
+
+    def check_recorded(self, config: Mapping, folder: Path) -> None:
+        """Raise a ValueError if a config.json records other weights than those that lay beside it."""
+
     def save_pretrained(self, save_directory: str | Path, **how) -> str | None:
         done = super().save_pretrained(save_directory, **how)
         path = Path(save_directory) / "config.json"
-        path.write_text(json.dumps({"system": self.system, **json.loads(path.read_text())}, indent=2))
+        path.write_text(
+            json.dumps({"system": self.system, **self.recorded(), **json.loads(path.read_text())}, indent=2)
+        )
         return done
 
     @classmethod
@@ -71,6 +93,7 @@ class Pretrained(PyTorchModelHubMixin):
         folder = checkpoint_folder(model_id, local_files_only=local_files_only, **hub)
         model = cls(**architecture)
         model.load(load_file(folder / "model.safetensors"), source=str(folder / "model.safetensors"))
+        model.check_recorded(json.loads((folder / "config.json").read_text()), folder)
         return model.eval()
 
     def load(self, state: dict[str, Tensor], source: str = "state") -> None:
@@ -106,3 +129,12 @@ def checkpoint_folder(model_id: str, **hub) -> Path:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} has no {name}; give a folder that train.py exported, or a hub id")
     return folder
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a plain model's weights, in float32: training in float64 from a float32 base keeps it."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(weight.float().cpu().flatten().numpy())  # as they lie in memory: a copy would take as long again
+    return digest.hexdigest()

@@ -189,8 +189,7 @@ class FLAV(
         Raises:
             ValueError: there is no such stage, or the fusion has no weights.
         """
-        if stage not in self.stages:
-            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(self.stages)}")
+        self.check_stage(stage)
         self.requires_grad_(False)
         for block in self.blocks:
             block.fusion.requires_grad_(True)

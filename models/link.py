@@ -60,10 +60,10 @@ class FusionBlock(nn.Module):
         """The sides whose tokens are keys of this one's queries."""
         return SIDES
 
-    def begin_at_zero(self) -> None:
-        """Let the block give zeros, by its gates."""
-        for linear in self.modulation.values():
-            nn.init.zeros_(linear.weight)
+    @property
+    def gates(self) -> list[nn.Linear]:
+        """What is zero at the start, so that the block gives zeros."""
+        return [*self.modulation.values()]
 
     def parts(self, told: Sequence[str]) -> list[nn.Module]:
         """What serves to tell these sides: all that can learn where the others are not told."""
@@ -129,10 +129,10 @@ class DirectAlignment(nn.Module):
         self.leave = nn.ModuleDict({side: nn.Linear(other, width) for side, width, other in
                                     zip(SIDES, widths, reversed(widths))})  # fmt: skip
 
-    def begin_at_zero(self) -> None:
-        """Let the block give zeros."""
-        for linear in self.leave.values():
-            nn.init.zeros_(linear.weight)
+    @property
+    def gates(self) -> list[nn.Linear]:
+        """What is zero at the start, so that the block gives zeros."""
+        return [*self.leave.values()]
 
     def parts(self, told: Sequence[str]) -> list[nn.Module]:
         """What serves to tell these sides."""

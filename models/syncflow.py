@@ -296,8 +296,7 @@ class SyncFlow(
         Raises:
             ValueError: there is no such stage.
         """
-        if stage not in STAGES:
-            raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(STAGES)}")
+        self.check_stage(stage)
         for name, part in self.named_children():
             part.requires_grad_(name in STAGES[stage])
         self.sound_learns = "sound" in STAGES[stage]

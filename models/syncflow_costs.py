@@ -72,7 +72,7 @@ class SyncFlowCosts(ClipCosts):
         ValueError: SyncFlow would not take the configuration, batch or clip, or has no such stage.
     """
 
-    kind, whole, stages = SyncFlow, "joint", STAGES
+    kind, whole = SyncFlow, "joint"
     clip: ClipSize = PAPERS_CLIP
 
     def sampling_flops(self, batch: int = 1, steps: int = SyncFlow.num_timesteps, guided: bool = True) -> int:

@@ -5,7 +5,7 @@ A system says what its pieces are, and the formulas here add them up.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
@@ -285,11 +285,10 @@ class ClipCosts(Costs):
     """Costs of a system of whole clips, on clips of a size, in a stage of training; None is the one that is all of it.
 
     Attributes:
-        whole: that stage. stages: all of them.
+        whole: that stage.
     """
 
     whole: ClassVar[str]
-    stages: ClassVar[Collection[str]]
     clip: ClipSize
     stage: str | None = None
 
@@ -310,8 +309,7 @@ class ClipCosts(Costs):
         """Raise a ValueError if there is no such stage, or the model would not take so many clips of this size."""
         c, clip = self.arguments, self.clip
         p, q = c["patch_size"], c["audio_patch"]
-        if self.current not in self.stages:
-            raise ValueError(f"stage {self.stage!r} is unknown; choose one of {', '.join(self.stages)}")
+        self.kind.check_stage(self.current, **c)
         if batch < 1 or min(clip) < 1 or clip.height % p or clip.width % p or clip.sound % q:
             raise ValueError(f"batch {batch} of {clip} does not fit; give at least 1 clip of 1 frame and 1 text token, "
                              f"sides that {p} divides and sound that {q} divides")  # fmt: skip

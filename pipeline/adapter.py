@@ -3,7 +3,6 @@
 load_adapter(load_model(base), folder)  # what training/lora.py saved
 """
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.checkpoint import Pretrained
+from models.checkpoint import Pretrained, fingerprint
 
 TARGETS = (
     "fc1",
@@ -96,14 +95,6 @@ def merge(model: Pretrained, tensors: dict[str, Tensor], scale: float) -> None:
             weight = model.get_submodule(name.removeprefix(PREFIX).removesuffix(".lora_A.weight")).weight
             b = tensors[name.replace(".lora_A.", ".lora_B.")]
             weight += scale * (b.to(weight) @ a.to(weight))
-
-
-def fingerprint(model: Pretrained) -> str:
-    """SHA-256 of a plain model's weights, in float32: training in float64 from a float32 base keeps it."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)}".encode() + weight.float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def differences(there: dict, here: dict) -> list[str]:

@@ -1,11 +1,12 @@
 """AV-Link through train.py: towers of two checkpoints, linked in each stage; what is drawn, and what stays."""
 
+import inspect
 import json
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import prepare
 import sample_a2v
@@ -18,7 +19,8 @@ from models.codec import BlockPCA
 from models.fusion import CONDITIONING_TIMES
 from models.text import padded
 from pipeline import AVPipeline
-from tests.processes import run_ranks
+from tests.kills import kill_when, lines
+from tests.processes import Script, run_ranks
 from tests.test_whole_clips import complaint, prepare_argv, train_argv
 from training.learner import _parted
 from training.link_draws import LinkDraws
@@ -149,6 +151,13 @@ def towers(latents, tmp_path_factory):
     return [run / "export" for run in runs]
 
 
+@pytest.fixture(scope="module")
+def linked(latents, towers, tmp_path_factory):
+    """A checkpoint of both, whose link has made sound for pictures once."""
+    train.main(argv(latents, run := tmp_path_factory.mktemp("linked"), "v2a", "--init-from", *towers, "--max-steps=1"))
+    return run / "export"
+
+
 def weights(export, prefix=""):
     return {name: x for name, x in load_file(export / "model.safetensors").items() if name.startswith(prefix)}
 
@@ -161,9 +170,27 @@ def test_stage_of_a_tower_trains_it_alone(towers):
     for export, learnt, side in zip(towers, ("picture", "sound"), ("sound", "picture")):
         model = AVLink.from_pretrained(export)
         assert model.untrained == [side] and getattr(model, learnt).head.linear.weight.any()
+        assert AVLink.trained_in(export) == [learnt]
         lines = [json.loads(line) for line in (export.parent / "log.jsonl").read_text().splitlines()]
         losses = {"picture": "loss_video", "sound": "loss_audio"}
         assert all(line[losses[learnt]] > 0 and line[losses[side]] == 0 for line in lines)
+
+
+@pytest.mark.parametrize("stage, side", [("video", 0), ("audio", 1)])
+def test_stage_of_a_tower_that_was_stopped_goes_on_exactly(stage, side, latents, towers, tmp_path):
+    for steps in (1, 2):
+        train.main(argv(latents, tmp_path, stage, f"--max-steps={steps}"))
+    assert same(weights(tmp_path / "export"), weights(towers[side]))
+
+
+def test_stage_of_a_tower_that_was_killed_ends_with_the_weights_of_an_undisturbed_one(latents, towers, tmp_path):
+    """Killed after its second step, of which there is no checkpoint."""
+    command = argv(latents, tmp_path, "video", "--max-steps=2", "--ckpt-every=1")
+    log, first = tmp_path / "log.jsonl", Script("tests/small_train.py", *command, LINGERS=2)
+    assert kill_when(first, lambda: lines(log) >= 2), first.said
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_0000001"]
+    train.main(command)
+    assert same(weights(tmp_path / "export"), weights(towers[0]))
 
 
 @pytest.mark.parametrize("stage", TOLD)
@@ -180,18 +207,76 @@ def test_link_of_two_checkpoints_leaves_their_towers_to_the_bit_and_goes_on_exac
     assert same(weights(begun / "export"), weights(run / "export"))
 
 
-def test_link_may_go_on_in_another_stage_from_one_checkpoint(latents, towers, tmp_path):
-    train.main(argv(latents, tmp_path / "v2a", "v2a", "--init-from", *towers, "--max-steps=1"))
-    one = tmp_path / "v2a" / "export"
-    train.main(argv(latents, tmp_path / "link", "link", "--init-from", one, "--max-steps=1", "--variant=no-reinject",
+def test_link_may_go_on_in_another_stage_from_one_checkpoint(latents, towers, linked, tmp_path):
+    train.main(argv(latents, tmp_path, "link", "--init-from", linked, "--max-steps=1", "--variant=no-reinject",
                     "--conditioning-times=uniform"))  # fmt: skip
-    assert same(weights(tmp_path / "link" / "export", "picture."), weights(towers[0], "picture."))
+    assert same(weights(tmp_path / "export", "picture."), weights(towers[0], "picture."))
 
 
-@pytest.mark.parametrize("stage", ["link"])
-def test_two_processes_train_a_link_to_the_weights_of_one(stage, latents, towers, tmp_path):
+def test_link_goes_on_from_its_weights_with_another_data_set_of_its_codec_and_scale(
+    latents, towers, linked, tmp_path, capsys, monkeypatch
+):
+    """Row A22: nothing else is begun anew, as steps of size 0 show."""
+    monkeypatch.setattr(prepare, "sheet", lambda compared, codec, path: path.write_bytes(b"sheet"))
+    monkeypatch.setattr(BlockPCA, "kept", 4)
+    write_dataset(balls := tmp_path / "balls", train=2, test=1, frames=22, captions=True)
+    fitted, own = ["--init-from", linked, "--max-steps=1", "--lr=0"], tmp_path / "own"
+    prepare.main(prepare_argv(balls, own))
+    told = complaint(capsys, train.main, *argv(own, tmp_path / "run", "link", *fitted))
+    assert f"has latents of a codec that was fitted to other pictures than the one of {linked}; prepare the" in told
+    assert not (tmp_path / "run/pipeline").exists()
+    prepare.main(prepare_argv(balls, second := tmp_path / "second", f"--codec-source={linked / 'codec'}"))
+    make, seen = train.make_data, []
+    monkeypatch.setattr(train, "make_data", lambda *how: seen.append(how[2].audio_scale) or make(*how))
+    train.main(argv(second, tmp_path / "run", "link", *fitted))
+    assert same(weights(tmp_path / "run/export"), weights(linked))
+    scales = [json.loads((folder / "pipeline.json").read_text())["audio_scale"] for folder in
+              (linked, tmp_path / "run/export", second / "pipeline")]  # fmt: skip
+    assert seen == [scales[0]] and scales[0] == scales[1] != scales[2]
+    both = ("--init-from", tmp_path / "run/export", towers[1], "--max-steps=1")  # the codec is the same, not its path
+    train.main(argv(latents, tmp_path / "both", "v2a", *both))
+    assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["audio_scale"] == scales[0]
+    told = complaint(capsys, train.main, *argv(latents, tmp_path / "two", "link", "--init-from", towers[0],
+                                               other_tower(own, towers[1], tmp_path), "--max-steps=1"))  # fmt: skip
+    assert "other has latents of a codec that was fitted to other pictures" in told
+
+
+def other_tower(data, tower, folder):
+    """A checkpoint of the same facts, whose codec is that of other data."""
+    shutil.copytree(tower, folder / "other")
+    shutil.copytree(data / "pipeline/codec", folder / "other/codec", dirs_exist_ok=True)
+    return folder / "other"
+
+
+def test_link_of_other_towers_is_refused_by_their_hashes(latents, towers, linked, tmp_path, capsys):
+    """Where a run goes on, where a checkpoint is loaded, and where a tower of it would learn on."""
+    recorded = json.loads((linked / "config.json").read_text())
+    assert {f"{side}_sha256" for side in ("picture", "sound")} <= recorded.keys()
+    assert not [name for name in json.loads((towers[0] / "config.json").read_text()) if "sha256" in name]
+    other, swapped, run = (tmp_path / name for name in ("other", "swapped", "run"))
+    for source, copy in ((towers[0], other), (linked, swapped)):
+        shutil.copytree(source, copy)
+        changed = weights(copy)
+        changed["picture.embed.weight"] += 1
+        save_file(changed, copy / "model.safetensors")
+    train.main(argv(latents, run, "v2a", "--init-from", *towers, "--max-steps=1"))
+    told = complaint(capsys, train.main, *argv(latents, run, "v2a", "--init-from", other, towers[1], "--max-steps=2"))
+    assert f"was trained with picture_sha256 {recorded['picture_sha256']}, not" in told and "repeat the run's" in told
+    with pytest.raises(ValueError, match=rf"the link in .*swapped was trained between other towers \(picture_sha256 "
+                                         rf"{recorded['picture_sha256'][:12]}\) than lie beside it"):  # fmt: skip
+        AVPipeline.from_pretrained(swapped)
+    told = complaint(
+        capsys, train.main, *argv(latents, tmp_path / "on", "audio", "--init-from", linked, "--max-steps=1")
+    )
+    assert "has a link that was trained between its towers" in told and "stage audio would change one; begin" in told
+    assert not (tmp_path / "on/pipeline").exists()
+
+
+@pytest.mark.parametrize("stage", ["audio", "link"])
+def test_two_processes_train_a_stage_to_the_weights_of_one(stage, latents, towers, tmp_path):
     """With gradients of all that learns in every process, or they would wait for each other."""
-    how = (stage, "--max-steps=2", "--dtype=float64", "--init-from", *towers)
+    begun = ["--init-from", *towers] if stage in TOLD else []
+    how = (stage, "--max-steps=2", "--dtype=float64", *begun)
     train.main(argv(latents, tmp_path / "one", *how))
     run_ranks(2, "tests/small_train.py", *argv(latents, tmp_path / "two", *how, "--batch-size=2"))
     one, two = (load_file(tmp_path / name / "checkpoints/step_0000002/model.safetensors") for name in ("one", "two"))
@@ -210,15 +295,42 @@ def test_checkpoint_makes_a_side_for_a_given_other_at_the_times_it_was_trained_a
         assert record["frames"] == 22 and record["prompt"] == "a red ball" and (out / record["file"]).exists()
 
 
-def test_towers_may_be_trained_without_text(latents, tmp_path):
+def test_picture_may_be_shown_by_a_network_which_stays_as_its_seed_draws_it(latents, towers, tmp_path, capsys):
+    """Row A30; a stage that tells the picture is refused before anything is made."""
+    command = ("--init-from", *towers, "--max-steps=2", "--variant=network")
+    train.main(argv(latents, tmp_path / "run", "v2a", *command))
+    export = tmp_path / "run" / "export"
+    for tower, side in zip(towers, ("picture.", "sound.")):
+        assert same(weights(export, side), weights(tower, side))
+    config = json.loads((export / "config.json").read_text())
+    fresh = AVLink(**{name: config[name] for name in inspect.signature(AVLink).parameters})
+    assert same(weights(export, "source."), {f"source.{name}": x for name, x in fresh.source.state_dict().items()})
+    assert AVPipeline.from_pretrained(export).sample([0], num_timesteps=1).wave.isfinite().all()
+    told = complaint(capsys, train.main, *argv(latents, tmp_path / "other", "link", *command))
+    assert "stage link tells the picture of the sound, and one that is shown by a network hears nothing; take" in told
+    assert not (tmp_path / "other" / "pipeline").exists()
+
+
+def test_towers_may_be_trained_without_text_but_not_linked_to_one_with_it(latents, towers, tmp_path, capsys):
     bare = tmp_path / "latents"
     shutil.copytree(latents, bare)
     facts = json.loads((bare / "pipeline" / "pipeline.json").read_text())
     (bare / "pipeline" / "pipeline.json").write_text(json.dumps(facts | {"text_encoder": None, "text_source": None}))
-    command = [word for word in argv(bare, tmp_path / "run", "audio", "--max-steps=1") if "text-encoder" not in word]
-    train.main(command)
+
+    def without(*command):
+        return [word for word in argv(bare, *command, "--max-steps=1") if "text-encoder" not in word]
+
+    for stage, run in (("video", "picture"), ("audio", "run")):
+        train.main(without(tmp_path / run, stage))
     pipe = AVPipeline.from_pretrained(tmp_path / "run" / "export")
     assert pipe.model.text_width == 0 and pipe.sample([0], num_timesteps=2).wave.isfinite().all()
+    train.main(without(tmp_path / "both", "v2a", "--init-from", tmp_path / "picture/export", tmp_path / "run/export"))
+    assert AVPipeline.from_pretrained(tmp_path / "both/export").sample([0], num_timesteps=2).wave.isfinite().all()
+    command = ("v2a", "--max-steps=1", "--init-from", towers[0], tmp_path / "run/export")
+    told = complaint(capsys, train.main, *argv(latents, tmp_path / "two", *command))
+    assert "has text_encoder 'words'," in told and "None; link towers that were trained on clips of the same" in told
+    told = complaint(capsys, train.main, *without(tmp_path / "bare", "v2a", "--init-from", *towers))
+    assert "has towers for other clips or texts (text_width 64 there, 0 here); give the data and text encoder" in told
 
 
 def test_optimisers_defaults_are_the_papers(latents, tmp_path):
@@ -256,6 +368,12 @@ def test_what_cannot_be_linked_is_refused(latents, towers, tmp_path, capsys, mon
     facts = json.loads((other / "pipeline.json").read_text())
     (other / "pipeline.json").write_text(json.dumps(facts | {"fps": 20}))
     assert "has fps 10" in (told := refused("v2a", "--init-from", towers[0], other)) and "20; link towers that" in told
-    monkeypatch.setitem(AVLink_presets, "AVLink-mini", {**AVLink_presets["AVLink-mini"], "hidden_size": 48})
-    told = refused("v2a", "--init-from", *towers)
-    assert "has towers of other sizes (" in told and "hidden_size 32 there, 48 here" in told
+    assert "--lora-rank 2 adapts all of a model, and AVLink-mini is trained in parts; leave it out" in refused(
+        "v2a", "--init-from", *towers, "--lora-rank=2"
+    )
+    mini = AVLink_presets["AVLink-mini"]
+    for name, there, here in (("hidden_size", 32, 48), ("depth", 3, 2), ("prediction", "data", "velocity")):
+        monkeypatch.setitem(AVLink_presets, "AVLink-mini", {**mini, name: here})
+        told = refused("v2a", "--init-from", *towers)
+        assert f"has towers of other sizes ({name} {there} there, {here} here); link towers of --model's" in told
+    assert not (tmp_path / "run/pipeline").exists()

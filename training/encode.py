@@ -69,7 +69,7 @@ def make_codec(
         progress: wraps the files that are read, as tqdm does.
     """
     kind = (CODECS | VIDEO_CODECS)[spec.codec]
-    if kind.fitted:
+    if kind.fitted and not spec.codec_source:
         frames = kind.fit(_some_frames(dataset, skip_damaged, progress))
     else:
         frames = load_codec(spec.codec, spec.codec_source)

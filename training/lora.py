@@ -11,8 +11,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.checkpoint import Pretrained
-from pipeline.adapter import FILES, PREFIX, TARGETS, check_plain, fingerprint, merge
+from models.checkpoint import Pretrained, fingerprint
+from pipeline.adapter import FILES, PREFIX, TARGETS, check_plain, merge
 from pipeline.whole import replaced_folder
 from training.finetune import trainable_size
 

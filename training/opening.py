@@ -6,7 +6,7 @@ import logging
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from data.captions import Captions
 from data.clips import ClipDataset
 from data.index import is_prepared
 from data.prepared import PreparedDataset
-from models import model_class, model_of_preset
+from models import model_of_preset
 from models.checkpoint import Pretrained
 from models.codec import CODECS, VIDEO_CODECS
 from models.costs import COSTS
@@ -33,6 +33,7 @@ from training.encode import make_codec
 from training.finetune import check_frozen, freeze, initialise
 from training.link_draws import LinkDraws
 from training.lora import add_lora
+from training.origin import check_sources, sources_of, unlike_towers
 from training.texts import Texts, encoded_texts, prepared_texts
 from vocoder.autoencoder import SOUND_CODECS
 
@@ -63,6 +64,8 @@ def check_names(args: Namespace) -> type[Pretrained]:
         if (value := getattr(args, name)) is not None and value not in known:
             told = f"choose one of {', '.join(known)}" if known else f"{none}; leave it out"
             raise ValueError(f"--{name} {value} is none of {args.model}; {told}")
+    if args.stage:
+        kind.check_stage(args.stage, **{**kind.presets[args.model], **kind.variants.get(args.variant, {})})
     if args.stage in kind.stages_from_weights and not args.init_from:
         raise ValueError(f"--stage {args.stage} goes on from trained weights; give them with --init-from")
     settle_link(args, kind)
@@ -70,6 +73,9 @@ def check_names(args: Namespace) -> type[Pretrained]:
         raise ValueError(f"{args.model} is trained in stages; give --stage, one of {', '.join(kind.stages)}")
     if not kind.rolls and kind.needs_text and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
+    if args.lora_rank and kind.links:
+        raise ValueError(f"--lora-rank {args.lora_rank} adapts all of a model, and {args.model} is trained in parts; "
+                         "leave it out")  # fmt: skip
     check_sources(args, kind)
     for name, value in kind.training.items():
         if getattr(args, name) is None:
@@ -113,25 +119,6 @@ def settle_link(args: Namespace, kind: type[Pretrained]) -> None:
                          "leave it out")  # fmt: skip
 
 
-def check_sources(args: Namespace, kind: type[Pretrained]) -> None:
-    """Raise a ValueError if checkpoints of --init-from are of another system, differ, or cannot begin the stage."""
-    if len(args.init_more) > 1 or (args.init_more and args.stage not in kind.links):
-        raise ValueError(f"--init-from has {1 + len(args.init_more)} checkpoints, and {args.model} in stage "
-                         f"{args.stage} begins with one; two are for {', '.join(kind.links) or 'AV-Link'}")  # fmt: skip
-    for source in (args.init_from, *args.init_more) if args.init_from else ():
-        if (other := model_class(fetch_checkpoint(source))) is not kind:
-            raise ValueError(f"{source} is a model of {other.system}, not of {kind.system}, as {args.model} is; begin "
-                             "with one of the same")  # fmt: skip
-    if not args.init_more:
-        return
-    specs = [AVSpec.load(fetch_checkpoint(source)) for source in (args.init_from, *args.init_more)]
-    for field in fields(AVSpec):
-        here, there = (getattr(spec, field.name) for spec in specs)
-        if here != there and field.name not in ("step", "class_names"):
-            raise ValueError(f"{args.init_from} has {field.name} {here!r}, {args.init_more[0]} {there!r}; link towers "
-                             "that were trained on clips of the same kind")  # fmt: skip
-
-
 def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tuple[ClipDataset, AVCodec]:
     """The data set and the codecs of a run: made by the first process of the first run, read by all others.
 
@@ -144,7 +131,8 @@ def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tup
     facts = {name: getattr(args, name) for name in (*FACTS, *TEXT)}
     facts["clip_frames"] = 0 if kind.rolls else args.predict_frames
     facts["vocoder"] = "griffin-lim" if args.vocoder == "griffin-lim" else "hifigan"
-    facts["class_names"] = () if args.text_encoder else dataset.chosen_classes(args.num_classes)
+    told_classes = "num_classes" in inspect.signature(kind).parameters and not args.text_encoder
+    facts["class_names"] = dataset.chosen_classes(args.num_classes) if told_classes else ()
     if args.audio_scale is not None:
         facts["audio_scale"] = args.audio_scale
     folder, wanted = args.experiment_dir / "pipeline", AVSpec(**facts)
@@ -156,6 +144,9 @@ def open_run(args: Namespace, kind: type[Pretrained], progress: Callable) -> tup
                                  f"{value!r}; begin with a checkpoint of such data")  # fmt: skip
             codec.save(part)
     codec = AVCodec.load(folder)
+    args.audio_scale = codec.spec.audio_scale  # of what the run began with, whatever that of these latents is
+    if isinstance(dataset, PreparedDataset):
+        dataset.audio_scale = args.audio_scale
     for name, stored, value in other_facts(codec.spec, wanted, facts):
         raise ValueError(
             f"{folder} was made with {name} {stored!r}, not {value!r}; repeat the run's own arguments or choose "
@@ -237,7 +228,8 @@ def first_codec(args: Namespace, dataset: ClipDataset, wanted: AVSpec, progress:
     """The codecs of a new run: of the checkpoint it begins with, of its prepared latents, or made for its videos."""
     if args.init_from:  # whose weights mean nothing with others
         codec = AVPipeline.from_pretrained(args.init_from, audio_scale=args.audio_scale).codec
-        same = {name: getattr(wanted, name) for name in ("class_names", "clip_frames", *TEXT)}
+        stored = ("codec_source",) if codec.frames.fitted else ()  # codec/ of the checkpoint counts
+        same = {name: getattr(wanted, name) for name in ("class_names", "clip_frames", *TEXT, *stored)}
         return codec.copied(replace(codec.spec, step=0, **same))
     if isinstance(dataset, PreparedDataset):
         codec = AVCodec.load(args.data_path / "pipeline")
@@ -300,26 +292,27 @@ def check_clips(model: Pretrained, codec: AVCodec) -> None:
         clip_shapes(model, codec, codec.spec.clip_frames, codec.spec.image_size, codec.spec.image_size)
 
 
-def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> None:
+def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> dict[str, str]:
     """Begin with the weights of --init-from, and choose what is trained.
 
     Raises:
         ValueError, FileNotFoundError: the checkpoint or a pattern does not fit.
+    Returns:
+        What must be as it is when the run goes on: SHA-256 of the towers, in stages of a link between them.
     """
     report = None
-    sources = [source for source in (args.init_from, *args.init_more) if source]
+    sources = sources_of(args)
     for source, part in zip(sources, ("picture.", "sound.") if args.init_more else ("",)):
         report = initialise(model, source, class_names, part)
         log.info("%s", report)
-        if args.stage in model.links and (strange := [name for name in report.left if not name.startswith("link.")]):
-            raise ValueError(f"{source} has towers of other sizes ({'; '.join(report.differs)}), of which {strange[0]} "
-                             "does not fit; link towers of --model's sizes")  # fmt: skip
+        theirs = json.loads((fetch_checkpoint(source) / "config.json").read_text())
+        differs = unlike_towers(type(model), theirs, model._hub_mixin_config, model.of_data)
+        if args.stage in model.links and differs:
+            raise ValueError(f"{source} has towers for other clips or texts ({'; '.join(differs)}); give the data and "
+                             "text encoder they were trained with")  # fmt: skip
         if args.lora_rank and report.differs:
             log.warning("the adapter will fit no base, since this model is another (%s); export/ has all of it",
                         "; ".join(report.differs))  # fmt: skip
-    if args.stage in model.links and model.untrained:
-        raise ValueError(f"{' and '.join(sources)} have no trained tower of {' and '.join(model.untrained)}, and stage "
-                         f"{args.stage} links trained ones; give two, --init-from PICTURE SOUND")  # fmt: skip
     if args.stage:
         log.info("stage %s: %s numbers are trained", args.stage, model.set_stage(args.stage))
         if not model.links:  # which freeze what does not run, too
@@ -328,3 +321,4 @@ def begin(args: Namespace, model: nn.Module, class_names: tuple[str, ...]) -> No
         log.info("%s numbers are trained", freeze(model, args.freeze))
     if args.lora_rank:
         log.info("%s numbers are trained, of rank %s", add_lora(model, args.lora_rank), args.lora_rank)
+    return model.tower_hashes() if args.stage in model.links else {}

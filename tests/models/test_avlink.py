@@ -195,7 +195,8 @@ def test_block_gives_what_is_added_to_towers_of_any_widths_and_zeros_at_the_star
     for update, side in zip(told, (x, y)):
         assert update.broadcast_to(side.shape).std() > 1e-2 and update.shape[-1] == side.shape[-1]
     new = kind((16, 12), 24, 2).double()
-    new.begin_at_zero()
+    for gate in new.gates:
+        gate.weight.data.zero_()
     for linear in new.modules():
         if isinstance(linear, torch.nn.Linear):
             linear.bias.data.zero_()
@@ -384,6 +385,96 @@ def test_features_of_a_model_that_reinjects_are_refused(model):
     v, _, t = clip()
     with pytest.raises(ValueError, match="its features change at every step; train one with --variant no-reinject"):
         model.given_features("picture", v, t)
+
+
+# --------------------------------------------------------------------------------------- a network shows the picture
+
+
+@pytest.fixture(scope="module")
+def looked():
+    return avlink(source="network", reinject=False)
+
+
+def test_network_shows_a_picture_once_and_its_tower_does_not_run(looked):
+    """Row A30: what is shown is the same at all steps, whatever is made."""
+    (v, a, t), ran = clip(), Counter()
+    hooks = [module.register_forward_hook(lambda *_, name=name: ran.update([name.partition(".")[0]]))
+             for name, module in looked.named_modules() if name]  # fmt: skip
+    whole = looked(v, a, t / 2, t_a=t, given="picture")
+    assert ran.keys() == {"source", "sound", "link"} and whole[0] is None
+    ran.clear()
+    shown = looked.given_features("picture", v, t)
+    assert ran.keys() == {"source"} and [x.shape for x in shown] == [(2, 3, 6, 16)] * 2
+    ran.clear()
+    assert torch.equal(looked(None, a, t / 2, t_a=t, given="picture", features=shown)[1], whole[1])
+    assert "source" not in ran
+    for hook in hooks:
+        hook.remove()
+    other = v.clone()
+    other[:, 2, :, 2:] += 1
+    assert apart(looked(other, a, t / 2, t_a=t, given="picture")[1], whole[1]) > 1e-3
+
+
+def test_network_sees_patches_of_each_frame_by_itself_at_any_size(looked):
+    v = gaussian(1, 3, 3, 20, 4)
+    other = v.clone()
+    other[:, 1, :, 6:8] += 1  # row 3 of 10
+    seen = (looked.source(other) - looked.source(v)).abs().amax((0, 3)).unflatten(1, (10, 2)).amax(2) > 0
+    assert seen.tolist() == [[False] * 10, [False] + [True] * 5 + [False] * 4, [False] * 10]
+
+
+def test_weights_of_the_network_are_of_its_seed_and_of_the_size_that_keeps_what_passes():
+    sources = []
+    for _ in range(2):
+        torch.rand(1)
+        sources.append(AVLink(**CONFIG | dict(source="network", reinject=False, hidden_size=256)).source)
+    assert digest(sources[0]) == digest(sources[1]) and not any(p.requires_grad for p in sources[0].parameters())
+    assert 1 < sources[0](gaussian(2, 3, 3, 16, 16).float()).std().item() < 2
+
+
+def test_picture_that_a_network_shows_is_told_nothing_and_made_by_its_tower(looked):
+    (v, a, t), text = clip(), words(3, 2)
+    dv, da = looked(v, a, t, text=text)
+    alone = [looked(v, a, t, text=text, alone=side)[i] for i, side in enumerate(SIDES)]
+    assert torch.equal(dv, alone[0]) and apart(da, alone[1]) > 1e-3
+    assert torch.equal(da, looked(v, a, t, text=text, given="picture")[1])
+    deaf = looked(v, a, t, text=text, given="picture", bypass=torch.ones(2, 2).bool())[1]
+    assert torch.equal(deaf, alone[1])
+
+
+def test_network_keeps_its_weights_in_training_and_in_a_checkpoint(looked, tmp_path):
+    model, (v, a, t) = avlink(source="network", reinject=False).float(), clip()
+    before = {name: digest(part) for name, part in model.named_children()}
+    model.set_stage("v2a")
+    v, a, t = v.float(), a.float(), t.float()
+    model(v, a, t, given="picture")[1].square().mean().backward()
+    assert all((p.grad is not None) is p.requires_grad for p in model.parameters())
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0).step()
+    assert {name for name, part in model.named_children() if digest(part) != before[name]} == {"link"}
+    model.save_pretrained(tmp_path)
+    again = AVLink.from_pretrained(tmp_path)
+    assert again.takes == ("picture",) and not any(p.requires_grad for p in again.source.parameters())
+    assert digest(again) == digest(model)
+    assert_close_by_size(again(v, a, t, given="picture")[1], model(v, a, t, given="picture")[1], share=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda model: model(*clip(), given="sound"), "given 'sound' is not for this model, which hears of pictures"),
+        (lambda model: model.given_features("sound", *clip()[1:]), "given 'sound' is not for this model"),
+        (lambda model: model.set_stage("a2v"), "stage a2v tells the picture of the sound, and one that is shown by a"),
+        (lambda model: model.set_stage("link"), "take stage v2a, or leave --variant network out"),
+        (lambda _: AVLink(**CONFIG, source="network"), "shown by a network hears nothing of the sound; give reinject"),
+        (lambda _: AVLink(**CONFIG, source="clip"), "source 'clip' is unknown; choose one of tower, network"),
+    ],
+)
+def test_what_a_picture_of_a_network_cannot_do_is_refused(looked, ask, message):
+    with pytest.raises(ValueError, match=message):
+        ask(looked)
+
+
+# ------------------------------------------------------------------------------------------------------------- bypass
 
 
 def test_nothing_passes_through_clips_that_bypass_the_link(model):
@@ -585,7 +676,7 @@ def test_what_is_unknown_or_contradicts_itself_is_refused(model):
         model.set_stage("joint")
     with pytest.raises(ValueError, match="this model has no link to train; give it a placement"):
         avlink(placement=[]).set_stage("v2a")
-    with pytest.raises(ValueError, match="link 'clip' with prediction 'velocity' is unknown; choose fusion, symcross"):
+    with pytest.raises(ValueError, match="link 'clip' is unknown; choose one of fusion, symcross, direct"):
         avlink(link="clip")
     with pytest.raises(ValueError, match="4 heads of hidden size 16 are too narrow for positions along 3 axes"):
         avlink(num_heads=4)

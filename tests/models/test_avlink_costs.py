@@ -26,6 +26,7 @@ VARIANTS = [
     dict(link="symcross"),
     dict(link="direct"),
     dict(link="direct", reinject=False),
+    dict(source="network", reinject=False),
 ]
 CLIP, BATCH = ClipSize(T=3, height=4, width=6, sound=12, text=7), 2
 CALLS = {"video": dict(alone="picture"), "audio": dict(alone="sound"), "v2a": dict(given="picture"),
@@ -54,11 +55,12 @@ def called(model, stage, batch=BATCH, clip=CLIP):
 
 
 @pytest.mark.parametrize("name", AVLink_presets)
-@pytest.mark.parametrize("variant", [None, "no-reinject", "symcross", "direct", "after-1"])
+@pytest.mark.parametrize("variant", [None, "no-reinject", "symcross", "direct", "after-1", "network"])
 def test_parameters_of_presets_and_variants_are_their_own_in_each_stage(name, variant):
     config = {**AVLink_presets[name], **AVLink.variants.get(variant, {})}
-    model = built(config, "link")
-    for stage in STAGES:
+    stages = [stage for stage in STAGES if variant != "network" or stage not in ("a2v", "link")]
+    model = built(config, "v2a")
+    for stage in stages:
         formula = AVLinkCosts(config, CLIP._replace(sound=10), stage)
         assert formula.trained == model.set_stage(stage)
         assert formula.parameters == sum(p.numel() for p in model.parameters())
@@ -172,6 +174,7 @@ def test_costs_of_a_training_are_those_of_its_clips():
             lambda: AVLinkCosts(SMALL, stage="joint").trained,
             "stage 'joint' is unknown; choose one of video, audio, v2a",
         ),
+        (lambda: AVLinkCosts(VARIANTS[-1], stage="link").trained, "stage link tells the picture of the sound, and one"),
         (lambda: AVLinkCosts(SMALL, CLIP._replace(width=5)).forward_flops(), "does not fit; give .* sides that 2"),
     ],
 )
