@@ -377,7 +377,7 @@ def placed(placement: Sequence[int] | None, depth: int) -> list[int]:
 AVLink_presets = {
     "AVLink-L": dict(hidden_size=1024, depth=24, num_heads=16, patch_size=2),
     "AVLink-tiny": dict(
-        hidden_size=128, depth=4, num_heads=4, patch_size=2, audio_patch=5, link_size=128, link_heads=4,
+        hidden_size=128, depth=4, num_heads=4, patch_size=8, audio_patch=5, link_size=128, link_heads=4,
         placement=[1, 2, 3], link_rate=50.0, prediction="data",
     ),
 }  # fmt: skip

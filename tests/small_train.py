@@ -21,7 +21,14 @@ MINI = {"hidden_size": 32, "depth": 2, "num_heads": 2}
 SMALL = {"FLAV-mini": {**FLAV_presets["FLAV-tiny"], **MINI}}
 SMALL_CLIPS = {"SyncFlow-mini": {**SyncFlow_presets["SyncFlow-tiny"], **MINI}}
 SMALL_LINKS = {
-    "AVLink-mini": {**AVLink_presets["AVLink-tiny"], **MINI, "depth": 3, "placement": [1, 2], "link_size": 32}
+    "AVLink-mini": {
+        **AVLink_presets["AVLink-tiny"],
+        **MINI,
+        "depth": 3,
+        "placement": [1, 2],
+        "link_size": 32,
+        "patch_size": 2,
+    }
 }
 LINGERS = int(os.environ.get("LINGERS", 0))
 SECONDS = 2
