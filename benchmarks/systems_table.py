@@ -1,21 +1,22 @@
 """The tables of benchmarks/systems.py, in Markdown, of whatever figures are there."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+
+from benchmarks.layout import over_seeds, synchrony, table
 
 TASKS = {"joint": "text to both", "a2v": "A2V", "v2a": "V2A"}
 MOVING = ("joint", "a2v")  # whose pictures are made
-NONE = "—"  # of what a system cannot do
-MISSING = ""  # of what is not measured yet
+NONE = "—"  # of what a system cannot do; what is not measured yet is empty
 
 
 def markdown(figures: Mapping[str, dict], rows: Mapping) -> str:
-    """Three tables for each budget: synchrony, other figures, and what they cost.
+    """Three tables for each budget: synchrony, what the picture is worth, and what it all costs.
 
     Args:
         figures: by BUDGET/ROW/SEED/PART, as systems.py keeps them. rows: by name, in order, each with a title and the
             tasks that it does.
     """
-    limits = list(dict.fromkeys(key.split("/")[0] for key in figures))
+    limits = dict.fromkeys(key.split("/")[0] for key in figures)
     return "\n".join(_of_limit(limit, grouped(figures, limit), rows) for limit in limits)
 
 
@@ -30,89 +31,58 @@ def grouped(figures: Mapping[str, dict], limit: str) -> dict[str, dict[str, list
 
 
 def _of_limit(limit: str, found: Mapping[str, dict], rows: Mapping) -> str:
-    there = {row.title: (found[name], row.tasks) for name, row in rows.items() if name in found}
-    tables = (
-        ([f"{limit} of training", *(f"{task}: {what}" for task in TASKS.values() for what in ("F1", "chance"))],
-         _synchrony),
-        (["onset accuracy, AV-Align, motion", *(f"onsets, {task}" for task in TASKS.values()),
-          *(f"AV-Align (chance), {task}" for task in TASKS.values()),
-          *(f"motion error, {TASKS[task]}" for task in MOVING)], _others),
-        (["cost", "parameters", "of them learning last", "steps", "frames", "seconds of steps", "CPU s", "peak MiB",
-          *(f"s a clip, {task}" for task in TASKS.values()), "peak MiB, sampling"], _costs),
-    )  # fmt: skip
-    return "\n".join(_table(head, {title: cells(*parts) for title, parts in there.items()}) for head, cells in tables)
-
-
-def _table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *([title, *cells] for title, cells in rows.items())]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    figures = ("onset accuracy", "event F1", "chance")
+    heads = {
+        _synchrony: [f"{limit} of training", *(f"{task}: {what}" for task in TASKS.values() for what in figures)],
+        _pictures: ["AV-Align (chance) and motion", *(f"AV-Align, {task}" for task in TASKS.values()),
+                    *(f"motion error, {TASKS[task]}" for task in MOVING)],
+        _costs: ["cost", "parameters", "learning in the last stage", "steps", "frames", "seconds of steps", "CPU s",
+                 "peak MiB", *(f"s a clip, {task}" for task in TASKS.values()), "peak MiB of sampling"],
+    }  # fmt: skip
+    there = [(row, found[name]) for name, row in rows.items() if name in found]
+    lines = {cells: [[row.title, *cells(parts, row.tasks)] for row, parts in there] for cells in heads}
+    return "\n".join(table(head, lines[cells]) for cells, head in heads.items())
 
 
 def _synchrony(parts: Mapping[str, list[dict]], tasks: Collection[str]) -> list[str]:
-    def interval(found):
-        return found["interval"]
-
-    return [
-        cell
-        for task in TASKS
-        for cell in (
-            _cell(parts, tasks, task, lambda found: found["f1"], interval),
-            _cell(parts, tasks, task, lambda found: found["shuffled"]),
-        )
-    ]
+    return [cell for task in TASKS for cell in (synchrony(parts.get(task, [])) if task in tasks else [NONE] * 3)]
 
 
-def _others(parts: Mapping[str, list[dict]], tasks: Collection[str]) -> list[str]:
+def _pictures(parts: Mapping[str, list[dict]], tasks: Collection[str]) -> list[str]:
     def aligned(task: str) -> str:
-        value, chance = (_cell(parts, tasks, task, lambda found, name=name: found["av_align"][name])
+        value, chance = (_cell(parts, tasks, task, lambda x, name=name: x["av_align"][name])
                          for name in ("mean", "shuffled"))  # fmt: skip
-        return value if value in (NONE, MISSING) else f"{value} ({chance})"
+        return f"{value} ({chance})" if value not in ("", NONE) else value
 
-    def interval(found):
-        return found["motion"]["low"], found["motion"]["high"]
+    def moved(task: str) -> str:
+        return _cell(parts, tasks, task, lambda x: x["motion"]["mean"], lambda x: _ends(x["motion"]))
 
-    return [
-        *(_cell(parts, tasks, task, lambda found: found["onsets"]["accuracy"]) for task in TASKS),
-        *map(aligned, TASKS),
-        *(_cell(parts, tasks, task, lambda found: found["motion"]["mean"], interval) for task in MOVING),
-    ]
+    return [*map(aligned, TASKS), *map(moved, MOVING)]
+
+
+def _ends(motion: Mapping) -> tuple[float, float]:
+    return motion["low"], motion["high"]
 
 
 def _costs(parts: Mapping[str, list[dict]], tasks: Collection[str]) -> list[str]:
-    """Mean over seeds of what is summed over stages; the largest peak."""
+    """Means over seeds of what is summed over stages; the largest peaks."""
     seeds = [list(stages.values()) for stages in parts["training"]]
 
     def summed(name: str) -> str:
         return f"{sum(stage[name] for stages in seeds for stage in stages) / len(seeds):,.0f}"
 
     last, steps = seeds[0][-1], " + ".join(str(stage["steps"]) for stage in seeds[0])
-    peak = max(stage["peak_mib"] for stages in seeds for stage in stages)
-    sampling = [found["peak_mib"] for task in TASKS for found in parts.get(task, [])]
+    training = max(stage["peak_mib"] for stages in seeds for stage in stages)
+    sampling = max((found["peak_mib"] for task in TASKS for found in parts.get(task, [])), default=None)
     return [
         *(f"{last[name]:,}" for name in ("parameters", "learning")),
         steps,
         *map(summed, ("frames", "step_seconds", "cpu_seconds")),
-        f"{peak:,.0f}",
-        *(_cell(parts, tasks, task, lambda found: found["seconds_a_clip"]) for task in TASKS),
-        f"{max(sampling):,.0f}" if sampling else MISSING,
+        f"{training:,.0f}",
+        *(_cell(parts, tasks, task, lambda x: x["seconds_a_clip"]) for task in TASKS),
+        "" if sampling is None else f"{sampling:,.0f}",
     ]
 
 
-def _cell(
-    parts: Mapping[str, list[dict]],
-    tasks: Collection[str],
-    task: str,
-    value: Callable[[dict], float | None],
-    interval: Callable[[dict], Sequence[float]] | None = None,
-) -> str:
-    """A figure of a task: of one seed with its interval, of several their mean, with the lowest and highest of them."""
-    if task not in tasks:
-        return NONE
-    found = [(number, seed) for seed in parts.get(task, []) if (number := value(seed)) is not None]
-    if not found:
-        return MISSING
-    numbers = [number for number, _ in found]
-    mean = f"{sum(numbers) / len(numbers):.3f}"
-    if len(numbers) > 1:
-        return f"{mean} ({min(numbers):.3f} to {max(numbers):.3f}, {len(numbers)} seeds)"
-    return mean if interval is None else "{} ({:.3f} to {:.3f})".format(mean, *interval(found[0][1]))
+def _cell(parts: Mapping, tasks: Collection[str], task: str, value: Callable, interval: Callable | None = None) -> str:
+    return over_seeds(parts.get(task, []), value, interval) if task in tasks else NONE

@@ -309,5 +309,5 @@ AVLink.variants = {
     "no-reinject": dict(reinject=False),
     "symcross": dict(link="symcross"),
     "direct": dict(link="direct"),
-    **{f"after-{i}": dict(placement=[i]) for i in (1, 11, 22)},
+    **{f"after-{i}": dict(placement=[i]) for i in (1, 2, 3, 11, 22)},
 }
