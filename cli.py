@@ -222,6 +222,9 @@ def settle_guidance(args: argparse.Namespace, pipe, before: float | None = None)
     if args.cfg_scale is None:
         args.cfg_scale = pipe.cfg_scale if before is None else before
     what = "text" if pipe.model.text_width else "class"
+    if pipe.model.links:
+        return "" if args.cfg_scale == 1 else (f"cfg scale {args.cfg_scale:g}: a side follows the given one and its "
+                                               "text, at a call of its tower alone besides\n")  # fmt: skip
     if args.cfg_scale != 1:
         return f"cfg scale {args.cfg_scale:g}: frames follow their {what}, at two rows of the model each\n"
     remedy = "; give --cfg-scale 2" if pipe.model.has_null_label else ", and this model has no null label to guide from"

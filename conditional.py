@@ -42,7 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser, given: str) -> None:
     group.add_argument("--split", default="test", help="which part of --data-path")
     group.add_argument("--results-dir", type=Path, default=Path("results"), help="where the films go")
     group.add_argument(
-        "--video-length", type=cli.whole, default=0, help="frames at most per input; 0 for the whole input"
+        "--video-length",
+        type=cli.whole,
+        default=0,
+        help="frames at most per input; 0 for the whole input, which a "
+        "model of whole clips makes in clips that overlap",
     )
     group.add_argument("--num-videos", type=cli.positive, help="inputs at most, of each class its share; all if "
                        "not given")  # fmt: skip
@@ -84,7 +88,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
     path = args.input or args.data_path / args.split
     files, unread = find_inputs(path, given)
     pipe = cli.load_pipeline(args, channels=args.channels if given == "sound" else None)
-    settle(args, pipe, given)
+    clip = settle(args, pipe, given)
     names = pipe.spec.class_names
     chosen = args.classes or args.prompt is not None
     y = [None] * len(files) if chosen else folder_labels(files, path, names)
@@ -93,12 +97,11 @@ def sample(args: argparse.Namespace, given: str) -> None:
     sys.stderr.write(cli.settle_guidance(args, pipe))
     with logging_redirect_tqdm():
         examining = partial(tqdm, unit="file", desc="examining")
-        whole = 0 if pipe.model.rolls else args.video_length  # frames that an input of a clip needs
-        jobs, problems = examine(pipe, files, y, given, args.video_length, examining, least=whole)
+        jobs, problems = examine(pipe, files, y, given, args.video_length, examining, least=clip)
     problems += unread
     how = (args.num_timesteps, args.cfg_scale, args.negative_prompt or "")
-    if whole:
-        make = partial(conditioned_clips, pipe, how=how)
+    if clip:
+        make = partial(conditioned_clips, pipe, given=given, frames=clip, how=how)
     else:
         make = partial(generate, conditioned_streams(pipe, given, args.method, args.guidance_scale, *how))
     made, began = {}, time.perf_counter()
@@ -118,27 +121,26 @@ def sample(args: argparse.Namespace, given: str) -> None:
           + (f"; skipped {len(problems)} inputs: {by_reason(problems)}" if problems else ""))  # fmt: skip
 
 
-def settle(args: argparse.Namespace, pipe, given: str) -> None:
-    """The method and length that the model takes go into `args`.
+def settle(args: argparse.Namespace, pipe, given: str) -> int:
+    """The method that the model takes goes into `args`; frames of a clip, which an input must have, or 0 of a stream.
 
     Raises:
         ValueError: the model cannot do what is asked.
     """
-    model, whole = pipe.model, not pipe.model.rolls
+    model = pipe.model
     if given not in model.takes:
         raise ValueError(f"{args.model_ckpt} is a model of {model.system}, which takes no {given}, only a "
                          f"{model.takes[0]}; use sample_v2a.py, or another model of r-flav")  # fmt: skip
-    if not model.methods:
-        raise ValueError(f"{args.model_ckpt} is a model of {model.system}, for which making a side for a given {given} "
-                         "is not built yet; use a model of r-flav or syncflow")  # fmt: skip
     args.method = args.method or model.methods[0]
     if args.method not in model.methods:
         linked = "; held is of models trained with --stage link" if args.method == "held" else ""
         raise ValueError(f"--method {args.method} does not fit a model of {model.system}; take "
                          f"{' or '.join(model.methods)}{linked}")  # fmt: skip
-    if whole:
-        args.video_length = args.video_length or pipe.spec.clip_frames
-        pipe.codec.frames.latent_frames(args.video_length)
+    if model.rolls:
+        return 0
+    clip = min(args.video_length or pipe.spec.clip_frames, pipe.spec.clip_frames)
+    pipe.codec.frames.latent_frames(clip)
+    return clip
 
 
 def _record(job, file: str, spec, args: argparse.Namespace) -> dict:

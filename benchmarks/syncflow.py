@@ -117,8 +117,8 @@ class Run:
 
     def sound_for_pictures(self, run: Path) -> dict:
         """F1 of held-out videos that get a sound, whose picture is given (V2A)."""
-        return score(self.sampled("sample_v2a.py", run, "--data-path", self.data, "--num-videos", self.args.given),
-                     self.real)  # fmt: skip
+        how = ("--data-path", self.data, "--num-videos", self.args.given, "--video-length", CLIP)
+        return score(self.sampled("sample_v2a.py", run, *how), self.real)
 
 
 def viewed(frames):

@@ -6,29 +6,42 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.flow import interpolate
+from diffusion.flow import interpolate, per_frame
 
 
 @dataclass(frozen=True)
 class Given:
-    """A modality that is given: clean (B,...), its noise eps, drawn once.
+    """A modality that is given: clean (B,T,...), its noise eps, drawn once.
 
     t: None to move it along its own line with the other (SyncFlow's V2A); or the flow time at which it is held while
     the other is made (AV-Link), where 1 shows it clean.
+    mask: (B,T) bool, the frames or tokens that are given, of which the others are made; all if None.
     """
 
     clean: Tensor
     eps: Tensor
     t: float | None = None
+    mask: Tensor | None = None
 
     def __post_init__(self):
         if self.t is not None and not 0 < self.t <= 1:
             raise ValueError(f"conditioning time {self.t} is not in (0, 1]; 1 shows the given side clean")
+        if self.t is not None and self.mask is not None:
+            raise ValueError(f"a part cannot be held at {self.t} while the rest of its clip moves; leave the time out")
 
-    def at(self, t: float) -> tuple[Tensor, float]:
-        """What the model is shown of it when the other modality is at t, and the time of that."""
+    @property
+    def whole(self) -> bool:
+        """Whether nothing of it is left to make."""
+        return self.mask is None
+
+    def at(self, t: float, x: Tensor) -> tuple[Tensor, float]:
+        """What the model is shown of it when what is made is at t, and the time of that.
+
+        x: the modality as far as it is made.
+        """
         t = t if self.t is None else self.t
-        return interpolate(self.clean, self.eps, torch.full((len(self.clean),), t, dtype=torch.float64)), t
+        line = interpolate(self.clean, self.eps, torch.full((len(self.clean),), t, dtype=torch.float64))
+        return (line if self.whole else torch.where(per_frame(self.mask, x).bool(), line, x)), t
 
 
 def sample_clip(
@@ -44,21 +57,29 @@ def sample_clip(
 
     Args:
         velocity: called as velocity(v, a, t, t_a=) -> (dv, da), with times (B,) float64 on the CPU; one of a modality
-            that is given is not looked at.
-        v, a: (B,...) noise. steps: N. given_v, given_a: modalities that are not made.
+            that is given whole is not looked at, and where it is None the modality stays as it is.
+        v, a: (B,...) noise. steps: N. given_v, given_a: modalities, or parts of them, that are not made.
         progress: wraps the range of steps, as tqdm does.
     Raises:
         ValueError: there is no step, or nothing is left to make.
     """
     if steps < 1:
         raise ValueError(f"{steps} steps make no clip; take at least 1")
-    if given_v and given_a:
+    if given_v and given_a and given_v.whole and given_a.whole:
         raise ValueError("picture and sound are both given, so nothing is left to make; give one of them")
+    given = given_v, given_a
     for k in progress(range(steps)):
-        v, t = given_v.at(k / steps) if given_v else (v, k / steps)
-        a, t_a = given_a.at(k / steps) if given_a else (a, k / steps)
+        (v, t), (a, t_a) = (_shown(side, x, k / steps) for side, x in zip(given, (v, a)))
         t, t_a = (torch.full((len(v),), time, dtype=torch.float64) for time in (t, t_a))
-        dv, da = velocity(v, a, t, t_a=t_a)
-        v = v if given_v else v + dv.to(v.dtype) / steps
-        a = a if given_a else a + da.to(a.dtype) / steps
-    return given_v.clean if given_v else v, given_a.clean if given_a else a
+        v, a = (_moved(side, x, dx, steps) for side, x, dx in zip(given, (v, a), velocity(v, a, t, t_a=t_a)))
+    return tuple(side.clean if side and side.whole else _shown(side, x, 1.0)[0] for side, x in zip(given, (v, a)))
+
+
+def _shown(given: Given | None, x: Tensor, t: float) -> tuple[Tensor, float]:
+    """What the model sees of a modality at t, and at which time."""
+    return given.at(t, x) if given else (x, t)
+
+
+def _moved(given: Given | None, x: Tensor, dx: Tensor | None, steps: int) -> Tensor:
+    """A modality after a step."""
+    return x if dx is None or (given and given.whole) else x + dx.to(x.dtype) / steps

@@ -29,7 +29,7 @@ def class_guided(model: Callable, scale: float, null_label: int | Tensor) -> Cal
         both = torch.cat([y, null.to(y).expand_as(y)])
         t_a = None if t_a is None else t_a.repeat(2, 1)
         dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a)
-        return tuple(base + scale * (given - base) for given, base in (dv.chunk(2), da.chunk(2)))
+        return tuple(_led(*x.chunk(2), scale) for x in (dv, da))
 
     return velocity
 
@@ -40,17 +40,23 @@ def clip_guided(model: Callable, scale: float, given: dict, both: dict) -> Calla
     At scale 1 the model is called once for each clip, else on a doubled batch.
 
     Args:
-        model: called as model(v, a, t, t_a=, **conditions), with times (B,).
+        model: called as model(v, a, t, t_a=, **conditions), with times (B,); its velocity of a side that is not made is
+            None.
         given: conditions of the clips (B,...). both: those of the doubled batch, the null side after the given one.
     """
     if scale == 1:
         return partial(model, **given)
 
     def velocity(v: Tensor, a: Tensor, t: Tensor, t_a: Tensor) -> tuple[Tensor, Tensor]:
-        dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2), t_a=t_a.repeat(2), **both)
-        return tuple(base + scale * (given - base) for given, base in (dv.chunk(2), da.chunk(2)))
+        velocities = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2), t_a=t_a.repeat(2), **both)
+        return tuple(None if x is None else _led(*x.chunk(2), scale) for x in velocities)
 
     return velocity
+
+
+def _led(given: Tensor, base: Tensor, scale: float) -> Tensor:
+    """A velocity led away from another."""
+    return base + scale * (given - base)
 
 
 def link_guided(linked: Callable, alone: Callable, scale: float) -> Callable:
@@ -67,7 +73,7 @@ def link_guided(linked: Callable, alone: Callable, scale: float) -> Callable:
 
     def velocity(v: Tensor, a: Tensor, t: Tensor, t_a: Tensor) -> tuple[Tensor | None, Tensor | None]:
         pairs = zip(linked(v, a, t, t_a=t_a), alone(v, a, t, t_a=t_a))
-        return tuple(None if there is None else base + scale * (there - base) for there, base in pairs)
+        return tuple(None if there is None else _led(there, base, scale) for there, base in pairs)
 
     return velocity
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoint import Pretrained
+from models.fusion import CONDITIONING_TIMES, check_conditioning_times
 from models.layers import begin_linears, displacement, run
 from models.link import LINKS, SIDES, TimesEmbed
 from models.text import NULL_TEXT, Text
@@ -45,13 +46,15 @@ class AVLink(
         link_rate: positions of a second on the link's time axis, the paper's being frames. offset: where in its time a
             token stands, 0 at its beginning, 0.5 in its middle.
         reinject: whether a given side hears the one that is made, too.
+        conditioning_times: flow times of a given picture and of a given sound, at which the link was trained; the
+            paper's if None.
         grad_ckpt: recompute each layer and block in the backward pass.
         prediction: "velocity", or "data" for networks that predict clean clips (better at tiny widths).
     """
 
     _no_split_modules = ("Layer", "FusionBlock")  # of which FSDP makes units
     system, rolls, frames, sampling = "av-link", False, 31, "logit"
-    num_timesteps, cfg_scale, takes, methods, needs_text = 64, 5.0, SIDES, (), False
+    num_timesteps, cfg_scale, takes, methods, needs_text = 64, 5.0, SIDES, ("held",), False
     stages, towers, links, training = STAGES, TOWERS, TOLD, TRAINING
     stages_from_weights = stages_holding = tuple(TOLD)
     num_classes, conditional, has_null_label, null_label = 0, True, True, NULL_TEXT
@@ -75,6 +78,7 @@ class AVLink(
         link_rate: float = 6.0,
         offset: float = 0.0,
         reinject: bool = True,
+        conditioning_times: list[float] | None = None,
         grad_ckpt: bool = False,
         prediction: str = "velocity",
     ):
@@ -86,6 +90,8 @@ class AVLink(
         if hidden_size // num_heads // 2 < AXES:
             raise ValueError(f"{num_heads} heads of hidden size {hidden_size} are too narrow for positions along "
                              f"{AXES} axes; choose heads of at least {2 * AXES}")  # fmt: skip
+        self.conditioning_times = list(conditioning_times or CONDITIONING_TIMES)
+        check_conditioning_times(self.conditioning_times)
         sizes = (hidden_size, depth, num_heads, text_width or 0)
         self.in_channels, self.patch_size = in_channels, patch_size
         self.audio_channels, self.audio_patch, self.text_width = audio_channels, audio_patch, text_width or 0

@@ -1,7 +1,7 @@
 """How models are kept: a folder with config.json and model.safetensors, here or on the hub."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,7 +27,8 @@ class Pretrained(PyTorchModelHubMixin):
         takes: sides that may be given while the other is made. methods: how, the one that is its own first.
         needs_text: whether a model of whole clips makes nothing without one.
         towers: stages in which the tower of one side is trained by itself -> that side. links: stages in which one side
-            is made for a given other -> the sides that are.
+            is made for a given other -> the sides that are. conditioning_times: flow times at which a given picture and
+            a given sound are held; None where they move with what is made for them.
         training: arguments of train.py where none are given.
         num_timesteps, cfg_scale: steps of sampling, a frame or a clip, and guidance, where none are given.
     """
@@ -46,6 +47,7 @@ class Pretrained(PyTorchModelHubMixin):
     needs_text: ClassVar[bool] = True
     towers: ClassVar[dict[str, str]] = {}
     links: ClassVar[dict[str, tuple[str, ...]]] = {}
+    conditioning_times: Sequence[float] | None = None
     training: ClassVar[dict[str, float]] = TRAINING
     num_timesteps: ClassVar[int]
     cfg_scale: ClassVar[float]

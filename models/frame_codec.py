@@ -23,7 +23,8 @@ class FrameCodec(nn.Module):
         name: of the codec in its registry.
         factor: pixels per latent cell, along each side.
         channels: C of the latents.
-        temporal_factor: frames per latent frame; only with 1 can a model roll, frame by frame.
+        temporal_factor: frames per latent frame; only with 1 can a model roll, frame by frame. together: latents that
+            the network makes at once.
         fitted: whether `fit` makes it from the data, so that a checkpoint must hold it.
     """
 
@@ -31,6 +32,7 @@ class FrameCodec(nn.Module):
     factor: int
     channels: int
     temporal_factor = 1
+    together = 1
     fitted = False
 
     def latent_frames(self, frames: int) -> int:

@@ -13,11 +13,10 @@ class VideoCodec(FrameCodec):
     Attributes:
         temporal_factor: k, frames to a latent. causal: whether the first frame has a latent of its own, so that
             k n + 1 frames make n + 1 latents; otherwise k n frames make n.
-        together: latents after the first that the network makes at once.
+        together: of the latents after the first.
     """
 
     causal = True
-    together = 1
 
     def latent_frames(self, frames: int) -> int:
         """Number of latents of so many frames.

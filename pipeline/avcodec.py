@@ -190,6 +190,12 @@ class ClipCodec(AVCodec):
         video = self.frames.latent_frames(frames), self.frames.channels, height // factor, width // factor
         return video, (self.sound.tokens(frames * self.spec.samples_per_frame), self.sound.channels)
 
+    @property
+    def unit(self) -> int:
+        """Frames by which clips can be moved against each other: pictures and sound both begin a latent there."""
+        hop = self.sound.hop // math.gcd(self.sound.hop, self.spec.samples_per_frame)
+        return math.lcm(self.frames.temporal_factor * self.frames.together, hop)
+
     @torch.no_grad()
     def encode_sound(self, wave: Tensor) -> Tensor:
         """Sound with its context, (B, T * samples_per_frame + 2 * context), to (B,N,M)."""

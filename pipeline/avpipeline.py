@@ -19,6 +19,7 @@ from models.text import TextEncoder, load_text_encoder
 from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
 from pipeline.clips import ClipPipeline, Clips
+from pipeline.linked import LinkedPipeline
 from pipeline.overlap import steps_of
 from pipeline.prompts import Prompts, is_texts
 from pipeline.spec import AVSpec, fetch_checkpoint, released_spec
@@ -320,6 +321,6 @@ def pipeline_of(
     if model.rolls == bool(codec.spec.clip_frames):
         raise ValueError(f"a model of {model.system} does not fit pipeline.json, which says clip_frames "
                          f"{codec.spec.clip_frames}; one of the files belongs to another checkpoint")  # fmt: skip
-    return (
-        AVPipeline(model, codec, device, dtype, **speed) if model.rolls else ClipPipeline(model, codec, device, dtype)
-    )
+    if model.rolls:
+        return AVPipeline(model, codec, device, dtype, **speed)
+    return (LinkedPipeline if model.links else ClipPipeline)(model, codec, device, dtype)

@@ -1,6 +1,10 @@
-"""ClipPipeline: a model of whole clips with its codecs, which makes sound and picture of a text together."""
+"""ClipPipeline: a model of whole clips with its codecs, which makes sound and picture of a text together.
 
-from collections.abc import Callable, Iterable, Sequence
+clips = pipe.sample([0, 1], y="a red ball bounces on the floor")
+clips = pipe.sample([0], given={"picture": latents})               # the sound for it
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -12,6 +16,7 @@ from diffusion.guidance import clip_guided
 from diffusion.noise import Modality, frame_noise
 from models.checkpoint import Pretrained
 from models.codec import check_size
+from models.link import SIDES
 from models.text import NULL_TEXT, Text, TextEncoder, load_text_encoder, padded
 from pipeline.avcodec import ClipCodec
 from pipeline.prompts import Prompts
@@ -19,12 +24,27 @@ from pipeline.prompts import Prompts
 
 @dataclass(frozen=True)
 class Clips:
-    """Whole clips: frames uint8 (B,T,H,W,3), wave (B, T * samples_per_frame), and the latents they came from."""
+    """Whole clips: frames uint8 (B,T,H,W,3), wave (B, T * samples_per_frame), None of a side that was given.
 
-    frames: Tensor
-    wave: Tensor
+    v (B,T',C,h,w), a (B,N,M): the latents that they came from, or that were given.
+    """
+
+    frames: Tensor | None
+    wave: Tensor | None
     v: Tensor
     a: Tensor
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What clips are to show, and how they are denoised: labels of their texts and of those that guidance leads away
+    from, (B,) each, its scale, Euler steps, and what wraps the range of these."""
+
+    labels: Tensor
+    null: Tensor
+    scale: float
+    steps: int
+    progress: Callable[[range], Iterable[int]] = iter
 
 
 class ClipPipeline:
@@ -52,6 +72,8 @@ class ClipPipeline:
             raise ValueError(f"the model has {', '.join(wrong)}; take the codecs that it was trained with")
 
     def _text_encoder(self) -> TextEncoder:
+        if not self.model.text_width:
+            raise ValueError("this model was trained without text, so it takes no prompt; leave it out")
         if not self.spec.text_encoder:
             raise ValueError("this checkpoint does not say what reads its texts; export it with train.py")
         return load_text_encoder(self.spec.text_encoder, self.spec.text_source).to(self.device)
@@ -79,7 +101,9 @@ class ClipPipeline:
         num_timesteps: int | None = None,
         cfg_scale: float | None = None,
         negative: str | Sequence[str] = "",
-        picture: Tensor | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        begun: tuple[Tensor, Tensor] | None = None,
+        clip: int | Sequence[int] = 0,
         size: tuple[int, int] | None = None,
         progress: Callable[[range], Iterable[int]] = iter,
     ) -> Clips:
@@ -89,23 +113,27 @@ class ClipPipeline:
             samples: number of each clip under the seed, (B,). frames: length of all; that of training if not given.
             y: one text for all or one for each, or their labels. seed: of all, or (B,).
             num_timesteps: Euler steps of the whole clip. cfg_scale, negative: guidance, and what it leads away from.
-            picture: (B,T',C,h,w) latents that are given, moved along their own line (SyncFlow's zero-shot V2A).
+            given: "picture" or "sound" -> its latents, (B,T',C,h,w) or (B,N,M), for which the other side is made.
+            begun: what the made side begins with where another is given, latents (B,K,...), of which count (B,) count.
+            clip: which of a longer film's each is, so that its noise is its own; of all, or (B,).
             size: height and width of the picture, px; those of training if not given.
             progress: wraps the range of steps, as tqdm does.
         Raises:
-            ValueError: a length or size that codec or model does not take, or a text that the model cannot read.
+            ValueError: a length or size that codec or model does not take, a text that the model cannot read, or a side
+                that it does not take.
         """
         size = size or (self.spec.image_size, self.spec.image_size)
         shapes = clip_shapes(self.model, self.codec, frames or self.spec.clip_frames, *size)
-        if picture is not None and picture.shape[1:] != shapes[0]:
-            raise ValueError(f"the given picture {tuple(picture.shape[1:])} is not {shapes[0]}, which frames and size "
-                             "ask for; give them as it is")  # fmt: skip
-        v, a = self._noise(samples, shapes, seed)
-        given = None if picture is None else Given(picture.to(v), v)
-        velocity = self.velocity(len(samples), y, cfg_scale, negative)
-        steps = self.model.num_timesteps if num_timesteps is None else num_timesteps
-        v, a = sample_clip(velocity, v, a, steps, given_v=given, progress=progress)
-        return Clips(*self.codec.decode(v, a), v, a)
+        noise = dict(zip(SIDES, self._noise(samples, shapes, seed, clip)))
+        wish = self._wish(len(samples), y, cfg_scale, negative, num_timesteps, progress)
+        sides = self._held(given or {}, noise)
+        if begun is not None:
+            (made,) = set(SIDES) - {*sides}
+            sides[made] = _beginning(*begun, noise[made])
+        latents = self._denoised(noise, sides, wish)
+        decode = {"picture": self.codec.decode_frames, "sound": self.codec.decode_sound}
+        media = [None if side in (given or {}) else decode[side](x) for side, x in zip(SIDES, latents)]
+        return Clips(*media, *latents)
 
     def velocity(
         self,
@@ -115,26 +143,64 @@ class ClipPipeline:
         negative: str | Sequence[str] = "",
     ) -> Callable:
         """The model of `count` clips as `sample_clip` calls it, guidance by text around it; as of `sample`."""
-        labels = self.label(y).expand(count)
+        return self._guided(self._wish(count, y, cfg_scale, negative))
+
+    def _wish(
+        self,
+        count: int,
+        y: int | str | Sequence[str] | Tensor | None,
+        cfg_scale: float | None,
+        negative: str | Sequence[str],
+        steps: int | None = None,
+        progress: Callable = iter,
+    ) -> Wish:
+        """What `count` clips are asked for; as of `sample`."""
         null = self.label([negative] * count if isinstance(negative, str) else negative)
         scale = self.cfg_scale if cfg_scale is None else cfg_scale
         if scale == 1 and (null != NULL_TEXT).any():
             raise ValueError("a negative prompt needs guidance to lead away from it; give a cfg scale above 1")
-        scale = 1 if torch.equal(labels, null) else scale  # there is nothing to lead away from
-        texts = self.text(torch.cat([labels, null]))
-        return clip_guided(self._called, scale, {"text": texts[:count]}, {"text": texts})
+        steps = self.model.num_timesteps if steps is None else steps
+        return Wish(self.label(y).expand(count), null, scale, steps, progress)
 
-    def _called(self, v: Tensor, a: Tensor, t: Tensor, t_a: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+    def _held(self, given: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> dict[str, Given]:
+        """The given sides as the model is shown them: on their own line, or held at its conditioning times."""
+        times = dict(zip(SIDES, self.model.conditioning_times or (None, None)))
+        for side, x in given.items():
+            if side not in self.model.takes:
+                raise ValueError(f"a model of {self.model.system} takes no {side}, only a {self.model.takes[0]}")
+            if x.shape != noise[side].shape:
+                raise ValueError(f"the given {side} {tuple(x.shape)} is not {tuple(noise[side].shape)}, which number, "
+                                 "frames and size of the clips ask for; give them as it is")  # fmt: skip
+        return {side: Given(x.to(noise[side]), noise[side], times[side]) for side, x in given.items()}
+
+    def _denoised(self, noise: Mapping[str, Tensor], sides: Mapping[str, Given], wish: Wish) -> tuple[Tensor, Tensor]:
+        """Latents of picture and sound, of which `sides` are given, or parts of them."""
+        given = (sides.get(side) for side in SIDES)
+        return sample_clip(self._guided(wish), *noise.values(), wish.steps, *given, progress=wish.progress)
+
+    def _guided(self, wish: Wish) -> Callable:
+        """The model with guidance by text, both sides made, or one of them as far as it is not given."""
+        scale = 1 if torch.equal(wish.labels, wish.null) else wish.scale  # there is nothing to lead away from
+        texts = self.text(torch.cat([wish.labels, wish.null]))
+        return clip_guided(self._called, scale, {"text": texts[: len(wish.labels)]}, {"text": texts})
+
+    def _called(
+        self, v: Tensor | None, a: Tensor | None, t: Tensor, t_a: Tensor, text: Text, **how
+    ) -> tuple[Tensor | None, Tensor | None]:
         """The model, its inputs on its device and in its dtype."""
         t, t_a = (x.to(self.device, torch.promote_types(self.dtype, torch.float32)) for x in (t, t_a))
-        return self.model(v.to(self.dtype), a.to(self.dtype), t, t_a=t_a, text=text)
+        v, a = (None if x is None else x.to(self.dtype) for x in (v, a))
+        return self.model(v, a, t, t_a=t_a, text=text, **how)
 
-    def _noise(self, samples: list[int], shapes: tuple[tuple, tuple], seed: int | Tensor) -> tuple[Tensor, Tensor]:
+    def _noise(
+        self, samples: list[int], shapes: tuple[tuple, tuple], seed: int | Tensor, clip: int | Sequence[int] = 0
+    ) -> tuple[Tensor, Tensor]:
         """Noise of both modalities, of which a shorter clip has the beginning."""
-        seeds = torch.as_tensor(seed).expand(len(samples)).tolist()
+        seeds, clips = (torch.as_tensor(x).expand(len(samples)).tolist() for x in (seed, clip))
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        places = list(zip(seeds, samples, clips))
         return tuple(
-            torch.stack([frame_noise(s, i, 0, kind, shape) for s, i in zip(seeds, samples)]).to(self.device, dtype)
+            torch.stack([frame_noise(*place, kind, shape) for place in places]).to(self.device, dtype)
             for kind, shape in zip((Modality.VIDEO, Modality.AUDIO), shapes)
         )
 
@@ -144,6 +210,13 @@ class ClipPipeline:
                          "(r-flav)")  # fmt: skip
 
     new_stream = extending = windows = stream
+
+
+def _beginning(x: Tensor, counts: Tensor, noise: Tensor) -> Given:
+    """A side that begins with x (B,K,...), of which count (B,) count, and is made from there on."""
+    clean, mask = noise.clone(), torch.arange(noise.shape[1]) < counts.unsqueeze(1)
+    clean[:, : x.shape[1]] = x.to(noise)
+    return Given(clean, noise, mask=mask)
 
 
 def clip_shapes(model: Pretrained, codec: ClipCodec, frames: int, height: int, width: int) -> tuple[tuple, tuple]:

@@ -17,9 +17,9 @@ from data.choice import choose
 from data.folders import SUFFIXES, Skipped, class_of, nearest, nearest_path, walk
 from diffusion.guidance import Guidance
 from diffusion.noise import Modality
-from models.text import NULL_TEXT
 from pipeline.avpipeline import AVPipeline
 from pipeline.clips import ClipPipeline
+from pipeline.joined import Joined, check_joined, next_clips
 from pipeline.sources import SIDE, PictureSource, SoundSource, Source
 from pipeline.streams import Streams
 
@@ -128,6 +128,8 @@ def examine(
                 if source.frames < least:
                     raise MediaError(f"{path} has {source.frames} frames, shorter than the clip of {least}; give a "
                                      "longer file, or a smaller --video-length")  # fmt: skip
+                if least:
+                    check_joined(pipe.codec, source.frames, least)
                 source.mux(film, trial, seconds=1.0)
                 jobs.append(Job(i, source, y))
             except MediaError as error:
@@ -193,7 +195,7 @@ def generate(
                     return
                 for name, chunk in streams.step():
                     job, writer = running[name]
-                    writer.write(*job.source.film(chunk))
+                    writer.write(*job.source.film(len(chunk.v), chunk.frames, chunk.wave))
                     ended = writer.frames == job.source.frames
                     yield job, len(chunk.v), _finish(job, writer, folder) if ended else None
                     if ended:
@@ -204,27 +206,37 @@ def generate(
 
 
 def conditioned_clips(
-    pipe: ClipPipeline, jobs: list[Job], seed: int, batch_size: int, folder: Path, how: tuple[int, float, str]
-) -> Iterator[tuple[Job, int, Path]]:
-    """Sound for the pictures of all jobs, whose sources have the frames of one clip; as `generate` does for streams.
+    pipe: ClipPipeline,
+    jobs: list[Job],
+    seed: int,
+    batch_size: int,
+    folder: Path,
+    given: str,
+    frames: int,
+    how: tuple[int, float, str],
+) -> Iterator[tuple[Job, int, Path | None]]:
+    """The other side for all jobs, by clips of `frames` frames that overlap; as `generate` does for streams.
 
     Args:
-        how: num_timesteps, cfg_scale and negative, as of `ClipPipeline.sample`.
+        given: "picture" or "sound". how: num_timesteps, cfg_scale and negative, as of `ClipPipeline.sample`.
     """
+    waiting, running = iter(jobs), []
     with TemporaryDirectory(dir=folder, prefix=".films.") as work:
-        for first in range(0, len(jobs), batch_size):
-            batch = jobs[first : first + batch_size]
-            picture = torch.cat([pipe.codec.frames.encode(job.source.pixels().to(pipe.device))[0] for job in batch])
-            y = torch.tensor([NULL_TEXT if job.y is None else job.y for job in batch])
-            numbers, frames = [job.sample for job in batch], batch[0].source.frames
-            clips = pipe.sample(numbers, frames, y, seed, *how, picture=picture)
-            for job, wave in zip(batch, clips.wave.cpu()):
-                writer = _writer(pipe, job, Path(work))
-                try:
-                    writer.write(torch.zeros(frames, SIDE, SIDE, 3, dtype=torch.uint8), wave)
-                    yield job, frames, _finish(job, writer, folder)
-                finally:
-                    writer.discard()
+        try:
+            while True:
+                for job in islice(waiting, batch_size - len(running)):
+                    running.append((job, Joined(pipe, job.source, given, frames), _writer(pipe, job, Path(work))))
+                if not running:
+                    return
+                made = next_clips([(job.sample, job.y, film) for job, film, _ in running], seed, how)
+                for (job, _, writer), (count, *media) in zip(running, made):
+                    writer.write(*job.source.film(count, *media))
+                    ended = writer.frames == job.source.frames
+                    yield job, count, _finish(job, writer, folder) if ended else None
+                running = [row for row in running if not row[1].ended]
+        finally:
+            for *_, writer in running:
+                writer.discard()
 
 
 def _writer(pipe: AVPipeline | ClipPipeline, job: Job, work: Path) -> Writer:

@@ -1,4 +1,4 @@
-"""What is given to a stream, read from a file in constant memory: a sound (A2V) or a picture (V2A)."""
+"""What is given, read from a file in constant memory: a sound (A2V) or a picture (V2A), to a stream or clip by clip."""
 
 import logging
 import math
@@ -18,7 +18,6 @@ from data.frames import fit
 from data.loudness import PEAK, SILENCE, usable_peak
 from diffusion.noise import Modality
 from pipeline.avcodec import AVCodec
-from pipeline.streams import Chunk
 
 BLOCK = 64  # frames of sound encoded together
 SLACK = 0.002  # s; some containers round times to 1 ms
@@ -28,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class Source(ABC):
-    """The given side of a film: call it with a frame, get its latents, None past the end.
+    """The given side of a film: call it with a frame, get its latents, None past the end; or see `clip`.
 
     Frames are asked for in a window that only moves forward, so the file is read once and `window` frames are kept.
 
     Args:
-        window: frames in the model's window. most: frames to use; 0 for all there are.
+        window: frames in the model's window, or of its clips. most: frames to use; 0 for all there are.
     Attributes:
         modality: which one is given. suffixes: of files that may hold it. side: px of the pictures of `film`.
         frames: number of frames. seconds: length of the film, None for the whole file.
@@ -48,14 +47,17 @@ class Source(ABC):
     anew: str  # what a track becomes that cannot be copied
 
     def __init__(self, path: Path, codec: AVCodec, window: int, most: int = 0):
-        self.path, self.codec, self.spec, self.window = path, codec, codec.spec, window
+        self.path, self.codec, self.spec = path, codec, codec.spec
+        context = codec.context if self.spec.clip_frames else 0  # which a stream's sound takes along as it comes
+        self.margin = math.ceil(context / self.spec.samples_per_frame)
+        self.window = window + 2 * self.margin
         self.copied, self.notes = True, []
         self._there = self._look()
         if not self._there:
             raise MediaError(f"{path} is shorter than one frame of {1 / self.spec.fps:g} s; give a longer file")
         self.frames = min(most or self._there, self._there)
         self.seconds = None if self.frames == self._there else self.frames / self.spec.fps
-        self._coming, self._kept, self._read = self._latents(), {}, 0
+        self._coming, self._kept, self._read = self._raw() if self.spec.clip_frames else self._latents(), {}, 0
 
     def __call__(self, frame: int) -> Tensor | None:
         while self._read <= frame < self.frames:
@@ -73,8 +75,22 @@ class Source(ABC):
         """Latents of the frames in order, on the CPU."""
 
     @abstractmethod
-    def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Frames uint8 (t,side,side,3) and wave (t * samples_per_frame,) to write for a chunk; chunks come in order."""
+    def _raw(self) -> Iterator[Tensor]:
+        """The frames in order as they are before a codec of clips sees them, on the CPU."""
+
+    @abstractmethod
+    def clip(self, first: int, count: int) -> Tensor:
+        """Latents (1,...) of `count` frames from `first` on, for a codec of clips; past the end the last is drawn out.
+
+        As for frames, the window only moves forward.
+        """
+
+    @abstractmethod
+    def film(self, count: int, frames: Tensor | None, wave: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Frames uint8 (t,side,side,3) and wave (t * samples_per_frame,) to write for the next `count` of the film.
+
+        frames, wave: of the made side, the other one None or not looked at.
+        """
 
     def mux(self, film: Path, out: Path, seconds: float | None) -> Path:
         """Write `out`, or what it becomes as .mkv: the generated side of `film` and the file's own track.
@@ -148,12 +164,25 @@ class SoundSource(Source):
             yield pad(wave, (0, count * size - len(wave)))
             left -= count
 
+    def _raw(self) -> Iterator[Tensor]:
+        """(samples_per_frame,) of each frame."""
+        return (self._gain * wave for wave in self._waves(1))
+
+    def clip(self, first: int, count: int) -> Tensor:
+        size, context = self.spec.samples_per_frame, self.codec.context
+        start, end, there = first * size - context, (first + count) * size + context, self.frames * size
+        frames = range(max(0, first - self.margin), min(first + count + self.margin, self.frames))
+        wave = torch.cat([self(i) for i in frames])
+        wave = wave[max(0, start) - frames[0] * size : min(end, there) - frames[0] * size]
+        wave = pad(wave[None], (max(0, -start), max(0, end - there)), mode="reflect")  # as a centred STFT does
+        return self.codec.encode_sound(wave.to(self.codec.device))
+
     @cached_property
     def _unwritten(self) -> Iterator[Tensor]:
         return self._waves(1)
 
-    def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        return chunk.frames, torch.cat(list(islice(self._unwritten, len(chunk.frames))))
+    def film(self, count: int, frames: Tensor | None, wave: Tensor | None) -> tuple[Tensor, Tensor]:
+        return frames, torch.cat(list(islice(self._unwritten, count)))
 
     def _copy(self, film: Path, out: Path, seconds: float | None) -> Path:
         return mux(film, self.path, out, seconds)
@@ -174,20 +203,20 @@ class PictureSource(Source):
         return probe(self.path).frames(self.spec.fps)
 
     def _latents(self) -> Iterator[Tensor]:
-        for pixels in self._fitted():
-            yield self.codec.frames.encode(pixels[None].to(self.codec.device))[0][0, 0].cpu()
+        for pixels in self._raw():
+            yield self.codec.frames.encode(pixels[None, None].to(self.codec.device))[0][0, 0].cpu()
 
-    def _fitted(self) -> Iterator[Tensor]:
-        """(1,3,H,W) of each frame."""
+    def _raw(self) -> Iterator[Tensor]:
+        """(3,H,W) of each frame."""
         for picture in iter_frames(self.path, self.spec.fps, count=self.frames):
-            yield fit(picture[None], self.spec.image_size, self.spec.resize)
+            yield fit(picture[None], self.spec.image_size, self.spec.resize)[0]
 
-    def pixels(self) -> Tensor:
-        """All frames together, (1,T,3,H,W): for a clip."""
-        return torch.cat(list(self._fitted()))[None]
+    def clip(self, first: int, count: int) -> Tensor:
+        pixels = torch.stack([self(min(i, self.frames - 1)) for i in range(first, first + count)])
+        return self.codec.frames.encode(pixels[None].to(self.codec.device))[0]
 
-    def film(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(chunk.v), SIDE, SIDE, 3, dtype=torch.uint8), chunk.wave
+    def film(self, count: int, frames: Tensor | None, wave: Tensor | None) -> tuple[Tensor, Tensor]:
+        return torch.zeros(count, SIDE, SIDE, 3, dtype=torch.uint8), wave
 
     def _copy(self, film: Path, out: Path, seconds: float | None) -> Path:
         return mux(self.path, film, out, seconds)

@@ -20,7 +20,7 @@ from data.clips import clip_sound
 from data.frames import fit
 from diffusion.noise import Modality
 from models import FLAV
-from pipeline import Chunk, Streams
+from pipeline import Streams
 from pipeline.conditional import choose_inputs, conditioned_streams, find_inputs, folder_labels
 from pipeline.sources import BLOCK, PictureSource, SoundSource
 from tests.given import (
@@ -276,8 +276,7 @@ def test_sound_that_ends_before_its_last_packet_says_is_filled_with_silence(pipe
     path = write_sound(tmp_path / "short.wav", tone(0.5), 16000, "pcm_s16le")
     monkeypatch.setattr("pipeline.sources.iter_audio", lambda path, samples, *_: iter(tone(0.42).split(samples)))
     source = SoundSource(path, pipe.codec, WINDOW)
-    chunks = [Chunk(torch.zeros(n, 16, 16, 3), torch.zeros(0), first, *[None] * 3) for first, n in ((0, 2), (2, 3))]
-    written = torch.cat([source.film(chunk)[1] for chunk in chunks])
+    written = torch.cat([source.film(n, torch.zeros(n, 16, 16, 3), None)[1] for n in (2, 3)])
     assert len(written) == 5 * 1600 and source(4) is not None and not written[6720:].any()
     assert written[:6720].equal(tone(0.42))
 

@@ -250,12 +250,17 @@ def first_codec(args: Namespace, dataset: ClipDataset, wanted: AVSpec, progress:
 def model_config(args: Namespace, codec: AVCodec) -> dict:
     """Arguments of the model of --model for these codecs: of all that is known, what its class takes."""
     kind, own = model_of_preset(args.model), ("class_dropout_prob", "text_width", "predict_frames", "grad_ckpt",
-                                              "causal_attn", "fusion", "fusion_blocks",
-                                              "conditioning_times")  # fmt: skip
+                                              "causal_attn", "fusion", "fusion_blocks")  # fmt: skip
     known = {**{name: getattr(args, name) for name in own}, "num_classes": len(codec.spec.class_names), **codec.facts}
+    known["conditioning_times"] = held_at(args)
     taken = inspect.signature(kind).parameters
     variant = kind.variants.get(args.variant, {})
     return {**kind.presets[args.model], **variant, **{name: value for name, value in known.items() if name in taken}}
+
+
+def held_at(args: Namespace) -> list[float] | None:
+    """Times at which a given picture and a given sound are held in training; None where they are drawn or none is."""
+    return None if args.conditioning_times == ["uniform"] else args.conditioning_times
 
 
 def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, texts: Texts | None) -> Draws:
@@ -268,8 +273,7 @@ def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, 
     if args.cuts and null is None:
         raise ValueError("--cuts joins clips of different classes or texts, and this model has none; leave it out")
     if args.stage in model.links:
-        times = None if args.conditioning_times == ["uniform"] else args.conditioning_times
-        how = (model.links[args.stage], times, model.reinject, args.spread)
+        how = (model.links[args.stage], held_at(args), model.reinject, args.spread)
         return LinkDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
     if not model.rolls:
         pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
