@@ -210,3 +210,7 @@ def quoted(path: Path) -> dict[str, str]:
     paper = json.loads(path.read_text())["AV-Link"]["table_2_ablations_v2a"]
     place = paper["columns"].index("Onset ACC")
     return {row: str(values[place]) for row, values in paper.items() if row != "columns"}
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -62,7 +62,7 @@ def onsets(task: str, films: list[Film], real: list[tuple]) -> dict:
 
 
 def hit(pairs: list[tuple], tolerance: float) -> dict:
-    """Mean share of the true onsets (first of each pair) that are hit, with its interval; None where there are none."""
+    """Mean share of the true onsets (first of each pair) that are hit, with its interval; 0 where there are none."""
     import numpy as np
 
     from metrics.intervals import bootstrap
@@ -71,7 +71,7 @@ def hit(pairs: list[tuple], tolerance: float) -> dict:
     near = tolerance + 1e-6  # a distance of the tolerance must not hang on the last bit
     shares = [len(match_events(true, made, near)) / len(true) for true, made in pairs if len(true)]
     interval = tuple(bootstrap(shares)) if len(shares) > 1 else None
-    return {"accuracy": float(np.mean(shares)) if shares else None, "interval": interval, "films": len(shares)}
+    return {"accuracy": float(np.mean(shares)) if shares else 0.0, "interval": interval, "films": len(shares)}
 
 
 def align(films: list[tuple]) -> dict:
