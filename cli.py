@@ -231,6 +231,14 @@ def settle_guidance(args: argparse.Namespace, pipe, before: float | None = None)
     return f"cfg scale 1, no guidance: frames may ignore their {what}{remedy}\n" if pipe.model.conditional else ""
 
 
+def told_of_both(pipe) -> str:
+    """What there is to say of both sides made at once: a linked model that rolls has not learnt it."""
+    if not pipe.model.rolls or pipe.model.conditioning_times is None:
+        return ""
+    return ("this model was trained to make one side for a given other; both at once may not keep step: see "
+            "sample_v2a.py and sample_a2v.py\n")  # fmt: skip
+
+
 def conditions(args: argparse.Namespace, pipe, count: int) -> list[int] | None:
     """The label of each of `count` samples, by --prompt or --classes; None for a model without text and classes.
 

@@ -1,4 +1,4 @@
-"""Compare two folders of videos: the papers' FVD, KVD, FAD, CLAP, KL and IS, synchrony, long videos, memorisation.
+"""Compare two folders of videos: FVD, KVD, FID, FAD, CLAP, KL, IS, onset accuracy, synchrony, long ones, memorisation.
 
 `accelerate launch evaluate.py` divides the clips among processes. What was computed is kept and not computed again.
 Other uses: --sweep (quality against time), --user-study and --tally (people choose).
@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 
 import cli
 from data.folders import nearest_path
+from evaluation.questions import SETS
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from evaluation.measures import Measure
     from evaluation.setting import Result, Setting
     from evaluation.videos import Folder
 
-METRICS = ("fvd", "kvd", "fad", "sync", "long", "loops", "memorisation", "clap", "clap-sound", "kl", "inception")
+METRICS = ("fvd", "kvd", "fvd12", "fid", "fad", "sync", "long", "loops", "memorisation", "clap", "clap-sound", "kl",
+           "onset-acc", "inception")  # fmt: skip
 PAPER = 2048  # clips a side
 PACKAGES = (*cli.PACKAGES, "torchvision", "scipy", "librosa", "opencv-python-headless", "lpips", "transformers")
 
@@ -36,7 +38,13 @@ def parse(argv=None):
     p.add_argument("--train", type=Path, help="data set trained on, for memorisation")
     p.add_argument("--split", default="test", help="of a data set given as --real")
     p.add_argument(
-        "--metrics", nargs="+", choices=METRICS, default=["fvd", "kvd", "fad", "sync"], help="what to measure"
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=["fvd", "kvd", "fad", "sync"],
+        help="what to measure; fad, "
+        "long, clap-sound, kl and onset-acc compare with real sounds and are left out, which is told, where --real has "
+        "none",
     )
     p.add_argument("--num", "--num-clips", type=cli.positive, default=PAPER, help="clips of 16 frames on either side, "
                    "spread over files; torchrun takes --num for its own, so give it the longer name")  # fmt: skip
@@ -47,8 +55,11 @@ def parse(argv=None):
         default="pretrained",
         help="random: all networks filled by a stated rule, without weights; figures compare with nothing",
     )
-    p.add_argument("--i3d-weights", type=Path, default=Path("weights/i3d_pretrained_400.pt"), help="for FVD and KVD")
+    p.add_argument("--i3d-weights", type=Path, default=Path("weights/i3d_pretrained_400.pt"), help="for FVD, KVD and "
+                   "FVD12")  # fmt: skip
     p.add_argument("--audioclip-weights", type=Path, default=Path("weights/AudioCLIP-Full-Training.pt"), help="for FAD")
+    p.add_argument("--fid-weights", type=Path, default=Path("weights/pt_inception-2015-12-05-6726825d.pth"),
+                   help="for FID: the Inception of 1008 classes, not torchvision's")  # fmt: skip
     p.add_argument("--clap", default="laion/clap-htsat-unfused", help="directory or hub id of a CLAP of transformers: "
                    "clap (a sound and its prompt), clap-sound (a sound and the real one); or random")  # fmt: skip
     p.add_argument("--tagger", default="MIT/ast-finetuned-audioset-10-10-0.4593", help="directory or hub id of an "
@@ -58,6 +69,8 @@ def parse(argv=None):
     )
     p.add_argument("--predict-frames", type=cli.positive, default=10, help="window of the model, whose frames "
                    "pre-rolling makes")  # fmt: skip
+    p.add_argument("--onset-tolerance", type=cli.finite, default=0.1, help="largest distance in s of a generated and "
+                   "a real onset that agree, of onset-acc")  # fmt: skip
     p.add_argument("--batch-size", type=cli.positive, default=8, help="clips in a network at once")
     p.add_argument("--results-dir", type=Path, default=Path("results/evaluation"), help="where metrics.json and "
                    "report.html go")  # fmt: skip
@@ -71,7 +84,10 @@ def parse(argv=None):
     more.add_argument("--model-ckpt", help="checkpoint to sweep")
     more.add_argument("--user-study", nargs=2, type=Path, metavar=("A", "B"), help="write a page on which people "
                       "choose between the videos of two folders")  # fmt: skip
-    more.add_argument("--pairs", type=cli.positive, default=20, help="of the user study")
+    more.add_argument("--questions", choices=SETS, default="r-flav", help="of the user study: those of a paper's")
+    more.add_argument(
+        "--pairs", type=cli.positive, help="of the user study, at most; if not given 20, and AV-Link's 50"
+    )
     more.add_argument("--tally", nargs="+", type=Path, metavar=("KEY", "FORM"), help="count the forms that came back")
     args = p.parse_args(argv)
     if not (args.user_study or args.tally):
@@ -90,6 +106,8 @@ def check(p: cli.Parser, args) -> None:
     for path in filter(None, (args.fake, args.real, args.train)):
         if not path.is_dir():
             p.error(f"{path} is no folder{nearest_path(path)}; give one with videos")
+    if args.onset_tolerance <= 0:
+        p.error(f"--onset-tolerance {args.onset_tolerance:g} lets no onsets agree; give seconds above 0, such as 0.1")
     if "memorisation" in args.metrics and not args.train:
         p.error("memorisation compares with the videos trained on; give --train")
     if "clap" in args.metrics and args.sweep:
@@ -103,8 +121,11 @@ def main(argv=None):
     if args.user_study:
         from evaluation.study import write_study
 
-        pairs = write_study(*args.user_study, args.results_dir, args.pairs, args.seed)
-        return print(f"{args.results_dir}: {pairs} pairs; hand out the folder, keep {args.results_dir}.key.json")
+        asked = SETS[args.questions]
+        pairs = write_study(*args.user_study, args.results_dir, args.pairs, args.seed, asked)
+        fewer = f" of {asked.pairs}" if args.pairs is None and pairs < asked.pairs else ""
+        return print(f"{args.results_dir}: {pairs}{fewer} pairs; hand out the folder to {asked.voters} voters or more, "
+                     f"keep {args.results_dir}.key.json")  # fmt: skip
     cli.output_folder(args.results_dir)
     cli.output_folder(args.cache)
     return sweep(args) if args.sweep else evaluate(args)
@@ -128,19 +149,25 @@ def prepare(args, processes, fake: Path) -> tuple[Setting, dict[str, Measure]]:
     """
     from tqdm import tqdm
 
-    from evaluation.measures import measures
+    from evaluation.measures import left_out, measures
     from evaluation.setting import Setting
     from evaluation.videos import find_videos
 
     bar = partial(tqdm, disable=not processes.is_main_process, unit="clip")
     chosen = {name: measure for name, measure in measures().items() if name in args.metrics}
     extractors = networks(args, chosen, str(processes.device) if args.device is None else args.device)
+    looked = {"progress": partial(bar, desc="looking"), "seed": args.seed}
+    real = find_videos(args.real, args.split, False, **looked)
+    if said := left_out(chosen, real):
+        chosen = {name: measure for name, measure in chosen.items() if not measure.compares}
+        if processes.is_main_process:
+            print(said, file=sys.stderr)
     sound = any(measure.sound for measure in chosen.values())
-    folders = [find_videos(path, split, sound, partial(bar, desc="looking"), args.seed) if path else None
-               for path, split in ((fake, args.split), (args.real, args.split), (args.train, "train"))]  # fmt: skip
+    folders = [find_videos(fake, args.split, sound, **looked), real.heard() if sound else real]
+    folders.append(find_videos(args.train, "train", sound, **looked) if args.train else None)
     for folder in folders[:2]:
         enough(folder, args)
-    how = (args.cache, processes, args.batch_size, args.seed, bar, args.predict_frames)
+    how = (args.cache, processes, args.batch_size, args.seed, bar, args.predict_frames, args.onset_tolerance)
     setting = Setting(*folders, args.num, extractors, *how)
     for one in chosen.values():
         one.check(setting)
@@ -152,11 +179,12 @@ def networks(args, chosen: dict[str, Measure], device: str) -> dict:
     from evaluation.features import Motion
 
     cli.check_device(device)
-    files = {"i3d": args.i3d_weights, "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights,
+    files = {"i3d": args.i3d_weights, "i3d12": args.i3d_weights, "fid_inception": args.fid_weights,
+             "audioclip": args.audioclip_weights, "audioclip_compat": args.audioclip_weights,
              "clap": args.clap, "tagger": args.tagger}  # fmt: skip
     made = {}
     for kind in {network: None for measure in chosen.values() for network in measure.networks}:
-        how = {"antialias": args.antialias} if kind is Motion else {}
+        how = {"antialias": args.antialias} if issubclass(kind, Motion) else {}
         try:
             file = None if "random" in (args.features, files[kind.name]) else files[kind.name]
             made[kind] = kind(file, device, **how)
@@ -191,8 +219,8 @@ def measure(setting: Setting, chosen: dict[str, Measure]) -> tuple[Result, dict[
     return whole, seconds
 
 
-def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
-    """What metrics.json says; what is no number there is null."""
+def record(setting: Setting, result: Result, seconds: dict[str, float], left: list[str]) -> dict:
+    """What metrics.json says; what is no number there is null. `left`: measures that were asked for and left out."""
     networks = {
         name: {**found.facts, "computed": found.computed, "cached": found.cached,
                "seconds_per_clip": found.seconds_per_clip, "seconds_of_2048_here": found.seconds_per_clip
@@ -208,6 +236,7 @@ def record(setting: Setting, result: Result, seconds: dict[str, float]) -> dict:
         "folders": folders,
         "features": networks,
         "seconds": seconds,
+        "left_out": left,
         "processes": setting.processes.num_processes,
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "machine": cli.machine(),
@@ -227,7 +256,8 @@ def write(args, setting: Setting, result: Result, seconds: dict[str, float]) -> 
     """metrics.json, plots, report.html, run.json, and the table on the terminal."""
     from evaluation.report import page, save_plots, table
 
-    found = record(setting, result, seconds)
+    left = [name for name in args.metrics if name not in seconds]
+    found = record(setting, result, seconds, left)
     cli.write_json(args.results_dir / "metrics.json", found)
     save_plots(result.plots, args.results_dir)
     networks = (f"{name}: weights {facts['weights_sha256']}" for name, facts in found["features"].items())
@@ -236,6 +266,7 @@ def write(args, setting: Setting, result: Result, seconds: dict[str, float]) -> 
         "networks": ", ".join(networks),
         "versions": ", ".join(f"{name} {version}" for name, version in found["versions"].items()),
         "seconds": ", ".join(f"{name} {s:.0f}" for name, s in seconds.items()),
+        **({"left out, for want of real sounds": ", ".join(left)} if left else {}),
         "machine": found["machine"],
     }
     cli.write_text(args.results_dir / "report.html", page(result, facts))

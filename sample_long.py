@@ -81,7 +81,7 @@ def main(argv=None):
     pipe = cli.load_pipeline(args, channels=args.channels, whole=False)
     schedule = class_schedule(args.class_schedule, pipe.spec.class_names) or prompt_schedule(args.prompt_schedule, pipe)
     begins = beginnings(args, pipe, schedule)
-    sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale))
+    sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale) + cli.told_of_both(pipe))
     if args.negative_prompt is None:
         args.negative_prompt = begins[0].negative
     streams = Streams(pipe, args.num_timesteps, args.cfg_scale, negative=args.negative_prompt)

@@ -1,10 +1,12 @@
-"""Tables of R-FLAV (1.A, 1.B, 2, 3) and SyncFlow (1 to 3) for any data and checkpoints: every row is made anew.
+"""Tables of R-FLAV (1.A, 1.B, 2, 3), SyncFlow (1 to 3), AV-Link (1, 3) for any data and checkpoints, rows made anew.
 
     python benchmarks/tables.py fusions --checkpoints a=A/export b=B/export c=C/export --real DATA --out tables
     python benchmarks/tables.py windows --checkpoints 5=W5/export 10=W10/export 20=W20/export --real DATA --out tables
     python benchmarks/tables.py steps --checkpoints R-FLAV=C/export --real DATA --out tables
     python benchmarks/tables.py conditional --checkpoints R-FLAV=C/export --real DATA --out tables
     python benchmarks/tables.py syncflow --checkpoints SyncFlow-VGG=S/export --prompts P.txt --real DATA --out tables
+    python benchmarks/tables.py avlink-v2a --checkpoints AV-Link=L/export --real DATA --out tables
+    python benchmarks/tables.py avlink-a2v --checkpoints AV-Link=L/export --real DATA --out tables
 
 Rows come from sample.py, sample_a2v.py, sample_v2a.py and evaluate.py, run as a user would, with the options given
 after --sample and --evaluate; a run goes on where it was interrupted. OUT/TABLE.md and OUT/TABLE.json hold what was
@@ -24,14 +26,18 @@ TITLES = {
     "steps": "Table 2: steps per frame, and others",
     "conditional": "Table 3: sound to picture, picture to sound",
     "syncflow": "SyncFlow, Tables 1 to 3: text to both, picture to sound",
+    "avlink-v2a": "AV-Link, Table 1: picture to sound",
+    "avlink-a2v": "AV-Link, Table 3: sound to picture",
 }
 PAPER = cli.ROOT / "docs/paper_tables.json"
 QUOTED = {  # paper, and how the name of its table begins
     "fusions": ("R-FLAV", "table_1a"), "windows": ("R-FLAV", "table_1b"), "steps": ("R-FLAV", "table_2"),
     "conditional": ("R-FLAV", "table_3"), "syncflow": ("SyncFlow", "stated"),
+    "avlink-v2a": ("AV-Link", "table_1"), "avlink-a2v": ("AV-Link", "table_3"),
 }  # fmt: skip
 STEPS = (2, 10, 20)
 GIVEN = {"A2V": "sample_a2v.py", "V2A": "sample_v2a.py"}
+ALONE = {"avlink-v2a": GIVEN["V2A"], "avlink-a2v": GIVEN["A2V"]}  # tables of one script
 
 
 def main(argv=None) -> None:
@@ -75,7 +81,7 @@ def plan(table: str, checkpoints: list[str], prompts: Path | None = None) -> lis
         rows = (("text to both", "sample.py", ["--prompts", str(prompts)]), ("V2A", GIVEN["V2A"], []))
         return [(f"{name}, {task}", script, ["--model-ckpt", path, *how]) for name, path in named
                 for task, script, how in rows]  # fmt: skip
-    return [(name, "sample.py", ["--model-ckpt", path]) for name, path in named]
+    return [(name, ALONE.get(table, "sample.py"), ["--model-ckpt", path]) for name, path in named]
 
 
 def measured(args, row: str, script: str, options: list[str]) -> dict:
@@ -114,11 +120,18 @@ def quoted(path: Path, table: str) -> list[dict]:
         paper = json.loads(path.read_text())[whose]
         name = next(name for name in paper if name.startswith(begins))
         columns, source = paper[name].pop("columns", ["stated"]), f"quoted: {paper['source']}"
-        rows = {row: values if isinstance(values, list) else [values] for row, values in paper[name].items()}
+        rows = {row: values if isinstance(values, list) else [values] for row, values in _flat(paper[name]).items()}
         return [{"row": row, "figures": dict(zip(columns, values, strict=True)), "source": source}
                 for row, values in rows.items()]  # fmt: skip
     except (OSError, LookupError, StopIteration, TypeError, ValueError) as error:
         raise ValueError(f"{path} has no {begins} of {whose} ({error}); give a file like {PAPER}") from None
+
+
+def _flat(rows: dict) -> dict:
+    """Rows that stand in groups, with the group behind their names."""
+    parts = ({f"{row}, {name}": x for row, x in part.items()} if isinstance(part, dict) else {name: part}
+             for name, part in rows.items())  # fmt: skip
+    return {row: values for part in parts for row, values in part.items()}
 
 
 def markdown(rows: list[dict]) -> str:

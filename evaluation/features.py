@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluation.videos import FRAMES, Clip, sha256_of
-from metrics import audioclip, i3d, resize, weights
+from evaluation.videos import FPS, FRAMES, Clip, Folder, sha256_of
+from metrics import audioclip, i3d, pictures, resize, weights
 
 RANDOM = "random features, not comparable"
 SALT = "rflav:"  # of the rule that fills networks without weights
@@ -29,6 +29,7 @@ VERSION = 1  # of all that decides what a feature is, beside what `Extractor.fac
 class Extractor:
     """A network and the way its input is made. Subclasses say what a clip's input is, and embed a batch of them.
 
+    frames, fps: of a clip. counted: what a row of features is of, in errors.
     group: clips that are embedded together, because each depends on the others; 1 if none does.
     alone: whether a clip is embedded alone, because inputs differ in size.
 
@@ -40,6 +41,8 @@ class Extractor:
     """
 
     name: str
+    frames, fps = FRAMES, FPS
+    counted = "clips"
     group = 1
     alone = False
     module: type[nn.Module]
@@ -66,6 +69,11 @@ class Extractor:
     def identity(self) -> str:
         return hashlib.sha256(json.dumps(self.facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @classmethod
+    def of(cls, folder: Folder, num: int) -> list:
+        """What of a folder has features, a row each: up to `num` clips."""
+        return folder.clips(num, cls.frames, cls.fps)
+
     def read(self, clip: Clip) -> Tensor:
         """Input of one clip."""
         raise NotImplementedError
@@ -84,7 +92,7 @@ class Motion(Extractor):
         super().__init__(file, device)
         self.antialias = antialias
         self.protocol = (
-            f"Inception-I3D, 400 logits; {FRAMES} frames at 10 fps, by time; bicubic to 64 px letterbox, "
+            f"Inception-I3D, 400 logits; {self.frames} frames at {self.fps} fps, by time; bicubic to 64 px letterbox, "
             f"antialias {antialias}, 8-bit; round trip through [-1, 1]; bilinear to 224 px without antialias"
         )
 
@@ -93,6 +101,33 @@ class Motion(Extractor):
 
     def embed(self, batch: Tensor) -> Tensor:
         return self.net(batch)
+
+
+class Motion12(Motion):
+    """The same of 12 frames at 6 fps, 2 s, of which FVD12 is a distance."""
+
+    name, frames, fps, counted = "i3d12", 12, 6, "clips of 12 frames at 6 fps"
+
+
+class Pictures(Extractor):
+    """Features of FID's Inception of pictures spread over each whole video, side by side in one row."""
+
+    name, module, source, counted, each = "fid_inception", pictures.Inception, pictures.SOURCE, "videos", 8
+    protocol = (
+        f"Inception v3 of FID (1008 classes), 2048-d pooled features; {each} frames of each video, in the middle of "
+        f"equal parts of its length at {FPS} fps; bilinear to 299x299 px whatever the shape, without antialias"
+    )
+
+    @classmethod
+    def of(cls, folder: Folder, num: int) -> list:
+        """Up to `num` whole videos."""
+        return folder.stills(num, cls.each)
+
+    def read(self, clip) -> Tensor:
+        return resize.inception_input(clip.picture())  # (8, 3, 299, 299)
+
+    def embed(self, batch: Tensor) -> Tensor:
+        return self.net(batch.flatten(0, 1)).unflatten(0, batch.shape[:2]).flatten(1)  # (B, 8 * 2048)
 
 
 class Sound(Extractor):

@@ -86,19 +86,22 @@ def kl(setting: Setting) -> Result:
 
 
 def inception(setting: Setting) -> Result:
-    """Inception score of the sounds, beside that of as many real ones."""
+    """Inception score of the sounds, beside that of as many real ones, where there are any."""
     videos, seconds = setting.fake.choose(setting.num), setting.extractors[Tags].net.seconds
     fake = _heard(setting, "fake sounds", beginnings(videos, seconds), Tags)
-    real = _heard(setting, "real sounds", beginnings(setting.real.choose(len(videos)), seconds), Tags)
     low, high = dispersion_band(fake, fake, lambda a, _: inception_score(a), DRAWS, seed=setting.seed)
     figure = Figure(
         name="inception score", value=inception_score(fake),
         protocol=f"{_by(setting, Tags)}; exp of the mean KL from the mean, softmax over {fake.shape[1]} logits, all "
         "sounds at once",
-        fake=len(fake), real=len(real), low=low, high=high,
+        fake=len(fake), low=low, high=high,
         interval=f"{LEVEL} dispersion over sounds, no confidence interval: the score grows with n",
-        reference=inception_score(real), reference_is=f"{len(real)} real sounds", note=_note(setting, Tags),
+        note=_note(setting, Tags),
     )  # fmt: skip
+    if setting.real.sounds:
+        real = _heard(setting, "real sounds", beginnings(setting.real.choose(len(videos)), seconds), Tags)
+        beside = {"reference": inception_score(real), "reference_is": f"{len(real)} real sounds"}
+        figure = replace(figure, real=len(real), **beside)
     return Result([figure])
 
 
@@ -119,16 +122,16 @@ def enough_sounds(setting: Setting) -> None:
     Raises:
         ValueError: a side has fewer than 4 videos.
     """
-    for folder in (setting.fake, setting.real):
+    for folder in (side for side in (setting.fake, setting.real) if side.sounds):
         if (found := len(folder.choose(setting.num))) < FEWEST:
             raise ValueError(f"{folder.path} gives {found} videos, and an inception score needs {FEWEST}; give more, "
                              f"or a --num of at least {FEWEST}")  # fmt: skip
 
 
 def _captioned(setting: Setting) -> Pairs | None:
-    """Real videos with their captions, where they have some."""
+    """Real videos with their captions, where they have some, and sound."""
     try:
-        return prompts(setting.real, setting.num)
+        return prompts(setting.real, setting.num) if setting.real.sounds else None
     except NoCaptionsError:
         return None
 

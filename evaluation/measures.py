@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from evaluation.drift import long, long_videos, loops
-from evaluation.features import CompatSound, Extractor, Motion, Sound
+from evaluation.features import CompatSound, Extractor, Motion, Motion12, Pictures, Sound
 from evaluation.listening import (
     Clap,
     Tags,
@@ -18,9 +18,11 @@ from evaluation.listening import (
     inception,
     kl,
 )
+from evaluation.onsets import onset_accuracy
 from evaluation.plots import closest_pairs
 from evaluation.setting import FAD_SCALE, LEVEL, Figure, Result, Setting
 from evaluation.synchrony import enough_videos, sync
+from evaluation.videos import Folder
 from metrics.distances import frechet, kernel_distance
 from metrics.intervals import Distance, dispersion_band, real_against_real, subsample_band
 from metrics.nearest import memorisation
@@ -33,6 +35,16 @@ FEW = 8  # clips of a side; with fewer, halves of one data set miss its real aga
 def fvd(setting: Setting) -> Result:
     """Fréchet video distance."""
     return Result([_frechet_figure(setting, "FVD", Motion)])
+
+
+def fvd12(setting: Setting) -> Result:
+    """Fréchet video distance of clips of 12 frames at 6 fps."""
+    return Result([_frechet_figure(setting, "FVD12", Motion12)])
+
+
+def fid(setting: Setting) -> Result:
+    """Fréchet inception distance of pictures; videos are drawn whole where its dispersion is measured."""
+    return Result([_frechet_figure(setting, "FID", Pictures, rows=Pictures.each)])
 
 
 def kvd(setting: Setting) -> Result:
@@ -48,11 +60,12 @@ def fad(setting: Setting) -> Result:
 
 
 def _frechet_figure(
-    setting: Setting, name: str, kind: type[Extractor], scale: float = 1.0, compat: bool = False
+    setting: Setting, name: str, kind: type[Extractor], scale: float = 1.0, compat: bool = False, rows: int = 1
 ) -> Figure:
-    """A Fréchet distance with its dispersion and its floor."""
+    """A Fréchet distance with its dispersion and its floor; `rows` features lie side by side in those of one item."""
 
     def distance(a, b):
+        a, b = (x.reshape(len(x) * rows, -1) for x in (a, b))
         return scale * frechet(a, b, compat).distance
 
     root = "matrix root of the released evaluation" if compat else "nuclear norm"
@@ -112,38 +125,62 @@ def memorised(setting: Setting) -> Result:
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure, the networks that it needs, whether videos need a sound track, and what refuses a setting early."""
+    """A measure, the networks that it needs, and what refuses a setting early.
+
+    sound: whether generated videos need a sound track, and real ones are used only with one where any has one.
+    compares: whether it compares with real sounds, so that it is left out where there are none.
+    """
 
     run: Callable[[Setting], Result]
     networks: tuple[type[Extractor], ...] = ()
     sound: bool = False
+    compares: bool = False
     check: Callable[[Setting], object] = lambda setting: None
 
 
-def enough_clips(setting: Setting) -> None:
-    """Refuse sides of which no interval can be made.
+def enough_of(kind: type[Extractor]) -> Callable[[Setting], None]:
+    """Refuses sides of which no interval can be made, with a ValueError: fewer than 4 clips or videos."""
+
+    def check(setting: Setting) -> None:
+        for folder in (setting.fake, setting.real):
+            if (found := len(kind.of(folder, setting.num))) < FEWEST:
+                raise ValueError(f"{folder.path} gives {found} {kind.counted}, and distances need {FEWEST}; give more, "
+                                 f"or a --num of at least {FEWEST}")  # fmt: skip
+
+    return check
+
+
+def left_out(chosen: dict[str, Measure], real: Folder) -> str:
+    """What to say of measures that compare with real sounds where there are none; "" where nothing is left out.
 
     Raises:
-        ValueError: a side has fewer than 4 clips.
+        ValueError: nothing is left.
     """
-    for folder in (setting.fake, setting.real):
-        if (found := len(folder.clips(setting.num))) < FEWEST:
-            raise ValueError(f"{folder.path} gives {found} clips, and distances need {FEWEST}; give more, or a --num "
-                             f"of at least {FEWEST}")  # fmt: skip
+    names = [name for name, measure in chosen.items() if measure.compares]
+    if not names or real.sounds:
+        return ""
+    missing = f"no video of {real.path} has a sound track"
+    if len(names) == len(chosen):
+        raise ValueError(f"{missing}, and {', '.join(names)} compare with real sounds; give videos with sound, or "
+                         "other --metrics")  # fmt: skip
+    return f"{missing}, so what compares with real sounds is left out: {', '.join(names)}"
 
 
 def measures() -> dict[str, Measure]:
     """Those that evaluate.py offers, by name."""
     return {
-        "fvd": Measure(fvd, (Motion,), check=enough_clips),
-        "kvd": Measure(kvd, (Motion,), check=enough_clips),
-        "fad": Measure(fad, (CompatSound, Sound), sound=True, check=enough_clips),
+        "fvd": Measure(fvd, (Motion,), check=enough_of(Motion)),
+        "kvd": Measure(kvd, (Motion,), check=enough_of(Motion)),
+        "fvd12": Measure(fvd12, (Motion12,), check=enough_of(Motion12)),
+        "fid": Measure(fid, (Pictures,), check=enough_of(Pictures)),
+        "fad": Measure(fad, (CompatSound, Sound), sound=True, compares=True, check=enough_of(Sound)),
         "sync": Measure(sync, sound=True, check=enough_videos),
-        "long": Measure(long, (Motion, Sound), sound=True, check=long_videos),
+        "long": Measure(long, (Motion, Sound), sound=True, compares=True, check=long_videos),
         "loops": Measure(loops, check=long_videos),
         "memorisation": Measure(memorised, (Motion,)),
         "clap": Measure(clap, (Clap,), sound=True, check=has_prompts),
-        "clap-sound": Measure(clap_sound, (Clap,), sound=True, check=has_partners),
-        "kl": Measure(kl, (Tags,), sound=True, check=has_partners),
+        "clap-sound": Measure(clap_sound, (Clap,), sound=True, compares=True, check=has_partners),
+        "kl": Measure(kl, (Tags,), sound=True, compares=True, check=has_partners),
+        "onset-acc": Measure(onset_accuracy, sound=True, compares=True, check=has_partners),
         "inception": Measure(inception, (Tags,), sound=True, check=enough_sounds),
     }

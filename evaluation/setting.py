@@ -61,6 +61,7 @@ class Setting:
         cache: folder of features. processes: an `accelerate.PartialState`. seed: of the subsets of intervals.
         progress: makes a bar: progress(total=, desc=).
         prerolled: first frames of long videos, which pre-rolling made.
+        onset_tolerance: largest distance in s of onsets that agree, of onset-acc.
     """
 
     def __init__(
@@ -76,10 +77,12 @@ class Setting:
         seed: int,
         progress: Callable,
         prerolled: int = 10,
+        onset_tolerance: float = 0.1,
     ):
         self.fake, self.real, self.train, self.num = fake, real, train, num
         self.extractors, self.cache, self.processes = extractors, cache, processes
         self.batch_size, self.seed, self.progress, self.prerolled = batch_size, seed, progress, prerolled
+        self.onset_tolerance = onset_tolerance
         self.extracted: dict[str, Extracted] = {}  # what was asked for, for the record
 
     def features(self, name: str, clips: list[Clip], kind: type[Extractor]) -> Extracted:
@@ -102,7 +105,7 @@ class Setting:
     def pair(self, kind: type[Extractor]):
         """Features of the generated and of the real clips."""
         return tuple(
-            self.features(name, folder.clips(self.num), kind).features
+            self.features(name, kind.of(folder, self.num), kind).features
             for name, folder in (("fake", self.fake), ("real", self.real))
         )
 
@@ -112,7 +115,7 @@ class Setting:
         Not further windows of the same videos, which are alike and would stand on both sides. In the order of their
         content, since halves are drawn by place and names must not matter.
         """
-        judged, clips = (self.real.clips(num) for num in (self.num, min(2 * n, len(self.real.videos))))
+        judged, clips = (kind.of(self.real, num) for num in (self.num, min(2 * n, len(self.real.videos))))
         if len(clips) <= len(judged):
             return self.features("real", judged, kind).features
         return self.features("real against real", sorted(clips, key=lambda clip: clip.key), kind).features

@@ -1,4 +1,4 @@
-"""A user study as in Table 4 of the paper: people choose between videos of two methods, not knowing which is which.
+"""A user study as in Table 4 of R-FLAV and of AV-Link: people choose between two methods, not knowing which is which.
 
 `write_study` makes a folder to hand out and a key to keep; `tally` turns the forms that come back into figures.
 """
@@ -19,17 +19,12 @@ from string import Template
 from typing import Any
 
 from data.choice import choose
+from evaluation.questions import SETS, Questions
 
 PAGE = Path(__file__).with_suffix(".html")
 SUFFIXES = {".mp4", ".webm", ".mkv"}
 SIDES = ("left", "right")
 CHOICES = {"left": "Left", "right": "Right", "same": "No difference"}
-QUESTIONS = {
-    "picture": "Which picture looks better?",
-    "sound": "Which sound is better?",
-    "synchrony": "In which do sound and picture fit together better?",
-    "motion": "Which motion is smoother?",
-}
 ONE_DATE = 946_684_800  # all copies are from 1 January 2000 (seconds since 1970): zip knows no date before 1980
 ENOUGH_VOTERS = 5  # fewer say nothing about how voters differ
 RESAMPLES = 2000
@@ -45,7 +40,7 @@ Votes = dict[tuple[int, str], str]  # number of the pair, question -> "a", "b" o
 
 
 def write_study(
-    a: Path, b: Path, out: Path, pairs: int, seed: int = 0, questions: Mapping[str, str] = QUESTIONS
+    a: Path, b: Path, out: Path, pairs: int | None = None, seed: int = 0, asked: Questions = SETS["r-flav"]
 ) -> int:
     """Write a blinded study of the videos of two folders: `out` to hand out and, beside it, NAME.key.json to keep.
 
@@ -57,14 +52,15 @@ def write_study(
     Args:
         a, b: folders with mp4, webm or mkv files; folders in them are not searched.
         out: new or empty folder.
-        pairs: at most so many are shown.
+        pairs: at most so many are shown; as many as `asked` says if not given.
         seed: of the draw, the order and the sides.
-        questions: what is asked about each pair, by the short name under which it is tallied.
+        asked: what is asked about each pair, and how many voters it takes, which the tally tells.
     Returns:
         the number of pairs.
     Raises:
         ValueError: there is nothing to pair, the two videos of a pair differ in suffix, or `out` or the key is taken.
     """
+    pairs = asked.pairs if pairs is None else pairs
     if pairs < 1:
         raise ValueError(f"a study of {pairs} pairs shows nothing; ask for at least 1")
     a, b, out = (Path(os.path.abspath(folder)) for folder in (a, b, out))
@@ -78,7 +74,8 @@ def write_study(
         "a": titles[0],
         "b": titles[1],
         "folders": {titles[0]: str(a), titles[1]: str(b)},
-        "questions": dict(questions),
+        "questions": dict(asked.texts),
+        "voters": asked.voters,
         "pairs": [_entry(i, pair) for i, pair in enumerate(drawn, 1)],
     }
     record["study"] = _identity(record, drawn)
@@ -180,9 +177,10 @@ def tally(key: Path, forms: Sequence[Path]) -> dict[str, Any]:
         key: NAME.key.json of the study.
         forms: the voters' files; one that leaves questions open counts with the votes it has.
     Returns:
-        study, its titles a and b, the numbers of pairs and voters, open answers by voter under `incomplete`, the
-        `protocol` of the figures in words and, in `questions`, for each: votes for a, b and same, voters who answered,
-        share_a, bootstrap (low, high), wilson (low, high), p; None where there are too few votes or voters.
+        study, its titles a and b, the numbers of pairs, voters and voters `wanted`, open answers by voter under
+        `incomplete`, the `protocol` of the figures in words and, in `questions`, for each: votes for a, b and same,
+        voters who answered, share_a, bootstrap (low, high), wilson (low, high), p; None where there are too few votes
+        or voters.
     Raises:
         ValueError: a file cannot be read, belongs to another study, has votes that the study does not know or one vote
             twice, or a voter has two files.
@@ -203,6 +201,7 @@ def tally(key: Path, forms: Sequence[Path]) -> dict[str, Any]:
         **{name: record[name] for name in ("study", "a", "b")},
         "pairs": len(record["pairs"]),
         "voters": len(ballots),
+        "wanted": record.get("voters"),
         "questions": figures,
         "incomplete": {voter: full - len(votes) for voter, votes in ballots.items() if len(votes) < full},
         "protocol": PROTOCOL,
@@ -227,6 +226,7 @@ def _check_key(key: Path, record: dict[str, Any]) -> None:
     titles, questions, pairs = [record["a"], record["b"]], record["questions"], record["pairs"]
     texts = [record["study"], *titles, *(questions.values() if isinstance(questions, dict) else [None])]
     good = all(isinstance(text, str) for text in texts) and titles[0] != titles[1] and isinstance(pairs, list)
+    good = good and type(record.get("voters", 0)) is int  # keys of before have none
     if not good or not all(_is_pair(entry, titles) for entry in pairs):
         raise ValueError(f"{key} is damaged; give the key that was written with the study")
 
@@ -324,7 +324,8 @@ def table(result: dict[str, Any]) -> str:
     rows = [head, *(_row(name, question) for name, question in result["questions"].items())]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    title = f"study {result['study']}: {result['pairs']} pairs, voters: {result['voters']}"
+    fewer = f" of {wanted} asked for" if (wanted := result["wanted"]) and result["voters"] < wanted else ""
+    title = f"study {result['study']}: {result['pairs']} pairs, voters: {result['voters']}{fewer}"
     open_answers = [f"{voter!r} left open: {n}" for voter, n in result["incomplete"].items()]
     return "\n".join(
         [title, f"A: {result['a']}", f"B: {result['b']}", "", *lines, "", *open_answers, result["protocol"]]

@@ -41,16 +41,20 @@ SCORES = {
 
 
 def sync(setting: Setting) -> Result:
-    """Four scores of events against chance, and the lag at which motion and loudness agree best."""
-    sides = {name: _events(setting, folder) for name, folder in (("fake", setting.fake), ("real", setting.real))}
+    """Four scores of events against chance, and the lag at which motion and loudness agree best.
+
+    Real videos are beside it, where they have sound.
+    """
+    sides = {name: _events(setting, folder) for name, folder in _sides(setting)}
     figures, data = [], {}
     for name, (protocol, key) in SCORES.items():
         chances = {side: _against_chance(events, key) for side, events in sides.items()}
-        fake, real = chances["fake"], chances["real"]
+        fake, real = chances["fake"], chances.get("real")
         figures.append(Figure(
             f"{name} over chance", fake.difference, f"{protocol}; minus the same with the sounds of other videos",
-            len(sides["fake"]), len(sides["real"]), fake.low, fake.high, f"{LEVEL} bootstrap over videos",
-            real.difference, "real videos", f"{name} {fake.mean:.3f}, chance {fake.shuffled:.3f}, z {fake.z:.1f}",
+            len(sides["fake"]), len(sides.get("real", ())), fake.low, fake.high, f"{LEVEL} bootstrap over videos",
+            real and real.difference, "real videos" if real else "",
+            f"{name} {fake.mean:.3f}, chance {fake.shuffled:.3f}, z {fake.z:.1f}",
         ))  # fmt: skip
         data[name] = {side: {**chance._asdict(), "z": chance.z} for side, chance in chances.items()}
     figures += [_mean_figure(sides, name, key) for name, key in (("lag (frames)", "lag"), ("lag peak", "peak"))]
@@ -63,9 +67,13 @@ def enough_videos(setting: Setting) -> None:
     Raises:
         ValueError: a side has fewer than 6 videos.
     """
-    for folder in (setting.fake, setting.real):
+    for _, folder in _sides(setting):
         if (found := len(folder.choose(setting.num))) < FEWEST:
             raise ValueError(f"{folder.path} gives {found} videos, and sync shuffles at least {FEWEST}; give more")
+
+
+def _sides(setting: Setting) -> list[tuple[str, Folder]]:
+    return [("fake", setting.fake), *([("real", setting.real)] if setting.real.sounds else [])]
 
 
 def _events(setting: Setting, folder: Folder) -> list[dict[str, np.ndarray]]:
@@ -112,7 +120,7 @@ def _score(key: str, picture: dict[str, np.ndarray], sound: dict[str, np.ndarray
 def _mean_figure(sides: dict[str, list[dict[str, np.ndarray]]], name: str, key: str) -> Figure:
     """Mean over the videos in which something moves and sounds."""
     lively = {side: [e for e in events if np.isfinite(e["lag"])] for side, events in sides.items()}
-    fake, real = (np.array([float(e[key]) for e in lively[side]]) for side in ("fake", "real"))
+    fake, real = (np.array([float(e[key]) for e in lively.get(side, ())]) for side in ("fake", "real"))
     low, high = bootstrap(fake) if len(fake) > 1 else (None, None)
     return Figure(
         name=name,
@@ -120,5 +128,5 @@ def _mean_figure(sides: dict[str, list[dict[str, np.ndarray]]], name: str, key: 
         protocol=f"{WHAT.split(';')[0]}; cross-correlation of motion and loudness, 10 frames either way; positive: the "
         "sound is late",
         fake=len(fake), real=len(real), low=low, high=high, interval=f"{LEVEL} bootstrap over videos",
-        reference=float(real.mean()) if len(real) else None, reference_is="real videos",
+        reference=float(real.mean()) if len(real) else None, reference_is="real videos" if len(real) else "",
     )  # fmt: skip

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import file_digest
+from math import ceil
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from data.av import MediaError, probe, read_audio, read_frames
+from data.av import MediaError, iter_frames, probe, read_audio, read_frames
 from data.choice import choose
 from data.folders import SPLITS, SUFFIXES, Skipped, walk
 
 FPS = 10  # grid on which all videos are compared; a file of another rate is read by time
 FRAMES = 16  # of a clip
 SLOWEST = 1  # fps of a file; at fewer its frames last so long that its clock is damaged
+SILENT = "no sound track"  # a problem where sound is needed
 SHOWN = 3  # problems in an error
 RULE = "hash of the content, classes in proportion"  # of the choice of fewer than all
 
@@ -36,27 +39,51 @@ class Video:
 
 @dataclass(frozen=True)
 class Clip:
-    """FRAMES frames of a video from frame `start` on, with their sound."""
+    """`frames` frames of a video from frame `start` on, with their sound; both count frames at `fps`."""
 
     video: Video
     start: int
+    frames: int = FRAMES
+    fps: int = FPS
 
     @property
     def key(self) -> str:
-        """The same for the same content, whatever the file is called."""
+        """The same for the same content, whatever the file is called; its length stands in the extractor's facts."""
         return f"{self.video.sha256}:{self.start}"
 
     def __str__(self) -> str:
         return f"{self.video.path} from frame {self.start}"
 
     def picture(self) -> Tensor:
-        """uint8 (16,H,W,3)"""
-        return read_frames(self.video.path, self.start, FRAMES, FPS)
+        """uint8 (frames,H,W,3), as large as the file has them."""
+        return read_frames(self.video.path, self.start, self.frames, self.fps)
 
     def sound(self, sample_rate: int) -> Tensor:
-        """float32 (1.6 * sample_rate,), mono; zeros where the track is shorter than the picture."""
-        start, end = (frame * sample_rate // FPS for frame in (self.start, self.start + FRAMES))
+        """float32 (frames / fps * sample_rate,), mono; zeros where the track is shorter than the picture."""
+        start, end = (frame * sample_rate // self.fps for frame in (self.start, self.start + self.frames))
         return read_audio(self.video.path, start, end - start, sample_rate)
+
+
+@dataclass(frozen=True)
+class Still:
+    """`count` pictures of a whole video: those in the middle of as many equal parts of its frames."""
+
+    video: Video
+    count: int
+
+    @property
+    def key(self) -> str:
+        """The same for the same content."""
+        return f"{self.video.sha256}:{self.count} of {self.video.frames}"
+
+    def __str__(self) -> str:
+        return str(self.video.path)
+
+    def picture(self) -> Tensor:
+        """uint8 (count,H,W,3), as large as the file has them, decoded in one pass."""
+        chosen = [(2 * i + 1) * self.video.frames // (2 * self.count) for i in range(self.count)]
+        frames = enumerate(iter_frames(self.video.path, FPS, 0, chosen[-1] + 1))
+        return torch.stack([frame for i, frame in frames if i in chosen])
 
 
 @dataclass(frozen=True)
@@ -85,16 +112,31 @@ class Folder:
         *folders, _ = video.path.parts[len(self.path.parts) :]  # relative_to() takes a second for 20,000 videos
         return folders[0] if folders else ""
 
-    def clips(self, num: int) -> list[Clip]:
-        """Up to `num` clips: the first window of every video, then every second one, and so on.
+    def clips(self, num: int, frames: int = FRAMES, fps: int = FPS) -> list[Clip]:
+        """Up to `num` clips, `frames` frames at `fps`: the first window of every video, then every second one, then on.
 
         Where not all are asked for, the videos of the last round are chosen. Windows of a video do not overlap.
         """
         clips, start = [], 0
-        while len(clips) < num and (videos := self.choose(num - len(clips), start + FRAMES)):
-            clips += [Clip(video, start) for video in videos]
-            start += FRAMES
+        while len(clips) < num and (videos := self.choose(num - len(clips), ceil((start + frames) * FPS / fps))):
+            clips += [Clip(video, start, frames, fps) for video in videos]
+            start += frames
         return clips
+
+    def stills(self, num: int, count: int) -> list[Still]:
+        """`count` pictures of each of up to `num` videos."""
+        return [Still(video, count) for video in self.choose(num)]
+
+    @property
+    def sounds(self) -> bool:
+        """Whether any video has a sound track."""
+        return any(video.has_sound for video in self.videos)
+
+    def heard(self) -> Folder:
+        """With videos without a sound track among the problems; itself where none has one."""
+        silent = [(str(video.path), SILENT) for video in self.videos if not video.has_sound]
+        heard = [video for video in self.videos if video.has_sound]
+        return replace(self, videos=heard, problems=self.problems + silent) if heard else self
 
     def chosen(self, num: int) -> dict:
         """For the record: the file of each of `num` clips, and what chose them."""
@@ -152,7 +194,7 @@ def _look(path: Path, sound: bool) -> Video | str:
     if info.fps < SLOWEST:
         return f"damaged clock: {info.fps:.2g} frames a second"
     if sound and not info.has_audio:
-        return "no sound track"
+        return SILENT
     if (frames := info.frames(FPS)) < FRAMES:
         return f"fewer than {FRAMES} frames at {FPS} fps: {frames}"
     return Video(path, sha256_of(path), frames, info.width, info.height, info.fps, info.has_audio)

@@ -1,4 +1,4 @@
-"""Frames as the published FVD sees them: 10 fps, 64 pixels, an 8-bit round trip, then 224 pixels for I3D.
+"""Frames as the published FVD sees them: 10 fps, 64 pixels, an 8-bit round trip, then 224 pixels for I3D; as FID does.
 
 Every step changes the score, so each is a function here with its resampling kernel, rounding and padding written out.
 All of it runs on the CPU, whatever device the frames come from, so that the same frames give the same input everywhere.
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 FPS = 10  # of the clips that are compared
 SIDE = 224  # pixels of the input of I3D
+PICTURE = 299  # pixels of the input of FID's Inception
 
 
 def grid(frames_per_second: float, count: int) -> list[int]:
@@ -86,6 +87,20 @@ def i3d_input(frames: Tensor) -> Tensor:
     top, left = (h - SIDE) // 2, (w - SIDE) // 2
     x = x[..., top : top + SIDE, left : left + SIDE]
     return x.sub(0.5).mul_(2).movedim(0, 1).contiguous()  # (3, T, 224, 224)
+
+
+def inception_input(frames: Tensor) -> Tensor:
+    """Bring frames to FID's Inception: both sides to 299 pixels, whatever the shape, bilinear without antialiasing.
+
+    Args:
+        frames: uint8 (T,H,W,3).
+    Returns:
+        float32 (T,3,299,299) in [-1, 1], on the CPU.
+    Raises:
+        ValueError: frames are not uint8 (T,H,W,3).
+    """
+    x = _planes(frames).div_(255)  # (T, 3, H, W)
+    return F.interpolate(x, (PICTURE, PICTURE), mode="bilinear").mul_(2).sub_(1)
 
 
 def _planes(frames: Tensor) -> Tensor:

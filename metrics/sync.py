@@ -35,6 +35,22 @@ def match_events(a: ArrayLike, b: ArrayLike, tolerance: float = 1.0) -> list[tup
     return pairs
 
 
+def most_pairs(a: ArrayLike, b: ArrayLike, tolerance: float) -> int:
+    """The largest number of pairs, one to one, of times a (n,) and b (m,) in s at most `tolerance` s apart."""
+    a, b, near = (
+        np.sort(np.round(np.asarray(x, dtype=float) * 1e6)) for x in (a, b, [tolerance])
+    )  # whole microseconds
+    i = j = pairs = 0
+    while i < len(a) and j < len(b):
+        if abs(a[i] - b[j]) <= near[0]:
+            i, j, pairs = i + 1, j + 1, pairs + 1
+        elif a[i] < b[j]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
 def event_counts(
     events_v: ArrayLike, events_a: ArrayLike, frames: int, tolerance: float = 1.0, margin: float = 2
 ) -> EventCounts:

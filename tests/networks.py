@@ -1,8 +1,8 @@
-"""Networks of a few hundred weights in place of I3D and AudioCLIP, where what is made of features is tested."""
+"""Networks of a few hundred weights in place of I3D, Inception and AudioCLIP, to test what is made of features."""
 
 from torch import nn
 
-from evaluation.features import CompatSound, Motion, Sound
+from evaluation.features import CompatSound, Motion, Pictures, Sound
 
 
 class Eye(nn.Module):
@@ -14,6 +14,13 @@ class Eye(nn.Module):
 
     def forward(self, x):
         return self.look(x)
+
+
+class Gaze(nn.Module):
+    """(B, 3, 299, 299) pictures -> (B, 3) mean colours."""
+
+    def forward(self, x):
+        return x.mean((2, 3))
 
 
 class Ear(nn.Module):
@@ -37,5 +44,6 @@ def small_networks(replace):
     """`replace(object, name, value)` the networks by small ones: what is tested here is what is made of features."""
     replace(Motion, "module", Eye)
     replace(Motion, "read", cells)
+    replace(Pictures, "module", Gaze)
     for kind in (Sound, CompatSound):
         replace(kind, "module", Ear)

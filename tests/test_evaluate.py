@@ -232,7 +232,15 @@ def no_features(folder):
     ("more", "said"),
     [
         (["--num", 0], "--num-clips: 0 is not a whole number of 1 or more"),
-        (["--metrics", "fid"], "--metrics: invalid choice: 'fid'"),
+        (["--metrics", "fod"], "--metrics: invalid choice: 'fod'"),
+        (
+            ["--metrics", "onset-acc", "--onset-tolerance", "0"],
+            "--onset-tolerance 0 lets no onsets agree; give seconds",
+        ),
+        (
+            ["--metrics", "fid", "--features", "pretrained", "--fid-weights", "x.pth"],
+            "x.pth does not exist; get it from",
+        ),
         (["--metrics", "memorisation"], "memorisation compares with the videos trained on; give --train"),
         (["--real", "nowhere"], "nowhere is no folder; give one with videos"),
         (["--split", "valid"], "has no folder 'valid', but train and test; give --split"),

@@ -76,3 +76,10 @@ def test_what_cannot_be_heard_is_refused_before_anything_is(films, tmp_path, cap
     given = argv(films, tmp_path / "out", features="pretrained", num=6)
     assert said in complaint(capsys, *given, *(places.get(part, part) for part in more))
     assert no_features(tmp_path)
+
+
+def test_tolerance_of_onsets_that_is_given_is_the_figures_and_needs_no_network(films, tmp_path, capsys):
+    found = run(films, tmp_path / "out", "--metrics", "onset-acc", "--onset-tolerance", "0.25", num=6)
+    assert set(figures(found)) == {"onset-acc@0.25s"} and found["features"] == {}
+    assert figures(found)["onset-acc@0.25s"]["value"] == 1, "pictures differ, sounds do not"
+    assert "onset-acc@0.25s" in capsys.readouterr().out

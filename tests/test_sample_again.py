@@ -94,6 +94,19 @@ def test_pipeline_guides_as_the_scripts_do(checkpoint, untrained):  # noqa: F811
 
 
 def test_model_without_classes_is_not_guided_and_nothing_is_said():
-    model = SimpleNamespace(conditional=False, text_width=0, has_null_label=False)
+    model = SimpleNamespace(conditional=False, text_width=0, has_null_label=False, links={})
     args = SimpleNamespace(cfg_scale=None)
     assert cli.settle_guidance(args, SimpleNamespace(model=model, cfg_scale=1.0)) == "" and args.cfg_scale == 1
+
+
+def test_what_a_linked_model_has_learnt_is_said():
+    rolls = SimpleNamespace(rolls=True, conditioning_times=[0.96, 0.8])
+    assert "one side for a given other; both at once may not keep step" in cli.told_of_both(
+        SimpleNamespace(model=rolls)
+    )
+    assert cli.told_of_both(SimpleNamespace(model=SimpleNamespace(rolls=True, conditioning_times=None))) == ""
+    clips = SimpleNamespace(rolls=False, conditioning_times=[0.96, 0.8], links={"v2a": ("sound",)}, text_width=0)
+    assert cli.told_of_both(SimpleNamespace(model=clips)) == ""
+    args = SimpleNamespace(cfg_scale=None)
+    told = cli.settle_guidance(args, SimpleNamespace(model=clips, cfg_scale=5.0))
+    assert "cfg scale 5: a side follows the given one and its text, at a call of its tower alone besides" in told

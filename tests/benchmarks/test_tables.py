@@ -68,6 +68,27 @@ def test_conditional_table_gives_the_test_videos_to_both_scripts(ran, tmp_path):
     assert all(option(command, "--data-path") == "D" for command in ran if command[0] != "evaluate.py")
 
 
+@pytest.mark.parametrize(
+    ("table", "script", "metrics", "row"),
+    [
+        ("avlink-v2a", "sample_v2a.py", "onset-acc",
+         "| AV-Link, with prompt | 1.33 | 11.99 | 0.228 | 12.4 | 0.214 | 0.226 | 0.54 |"),
+        ("avlink-a2v", "sample_a2v.py", "fid fvd12",
+         "| TempoTokens, without prompt | 103.09 | 2406.6 | 0.112 | 0.114 |"),
+    ],
+)  # fmt: skip
+def test_avlinks_tables_are_of_one_script_each_beside_the_papers_with_and_without_prompt(
+    ran, tmp_path, table, script, metrics, row
+):
+    """Rows A26 and A27."""
+    where = ["--checkpoints", "ours=C", "--real", "D", "--num", "8", "--out", str(tmp_path)]
+    tables.main([table, *where, f"--evaluate=--metrics {metrics}"])
+    assert [command[0] for command in ran] == [script, "evaluate.py"] and option(ran[0], "--data-path") == "D"
+    assert ran[1][-len(metrics.split()) :] == metrics.split()
+    text = (tmp_path / f"{table}.md").read_text()
+    assert f"{row}  | quoted: AV-Link, arXiv 2412.15191" in text and "| ours | 7.5 | 8 | measured" in text
+
+
 def fusions(folder, *more):
     tables.main(["fusions", "--checkpoints", "a=A", "c=C", "--real", "D", *more, "--out", str(folder)])
     return (folder / "fusions.md").read_text(), json.loads((folder / "fusions.json").read_text())

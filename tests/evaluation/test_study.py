@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from scipy.stats import binomtest
 
-from evaluation.study import QUESTIONS, bootstrap_share, sign_test, table, tally, wilson, write_study
+from evaluation.questions import SETS, Questions
+from evaluation.study import bootstrap_share, sign_test, table, tally, wilson, write_study
 
+QUESTIONS = SETS["r-flav"].texts
 VOID = {"meta", "input", "link", "br", "img", "hr", "source"}
 
 
@@ -208,7 +210,7 @@ def test_page_needs_no_network(handout):
 
 def test_question_with_markup_is_shown_as_it_is_written(tmp_path):
     a, b = methods(tmp_path, 1)
-    write_study(a, b, tmp_path / "out", 1, questions={'x"y': "Is a < b & c?"})
+    write_study(a, b, tmp_path / "out", 1, asked=Questions({'x"y': "Is a < b & c?"}))
     found = Page(page(tmp_path / "out"))
     assert {r["data-question"] for r in found.all("input") if r["type"] == "radio"} == {'x"y'}
     assert "Is a &lt; b &amp; c?" in page(tmp_path / "out")

@@ -119,7 +119,9 @@ def test_record_names_the_file_of_each_clip_and_what_chose_it():
 
 def test_clips_of_an_endless_video_are_not_listed_beyond_those_asked_for(monkeypatch):
     made = []
-    monkeypatch.setattr("evaluation.videos.Clip", lambda video, start: made.append(start) or Clip(video, start))
+    monkeypatch.setattr(
+        "evaluation.videos.Clip", lambda video, start, *how: made.append(start) or Clip(video, start, *how)
+    )
     assert [clip.start for clip in of_lengths(10**6, 16).clips(3)] == [0, 0, 16] == made
 
 

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from metrics.resize import grid, i3d_input, letterbox, round_trip
+from metrics.resize import grid, i3d_input, inception_input, letterbox, round_trip
 
 LETTERBOXED = pytest.mark.parametrize("name", ["wide", "tall", "square256"])
 STEPS = pytest.mark.parametrize("step", [letterbox, round_trip, i3d_input])
@@ -165,3 +165,12 @@ def test_frames_that_are_no_bytes_or_no_frames_are_refused(step, frames):
 def test_frames_too_narrow_for_the_square_are_refused():
     with pytest.raises(ValueError, match="frames of 4 x 1000 pixels shrink to 0 x 64 in a square of 64; crop them"):
         letterbox(noise(1, 4, 1000, 3))
+
+
+@pytest.mark.parametrize("H, W", [(36, 64), (299, 299), (400, 500)])
+def test_input_of_inception_is_the_whole_picture_pressed_into_a_square(H, W):
+    frames = torch.zeros(2, H, W, 3, dtype=torch.uint8)
+    frames[:, :, W // 2 :] = 255
+    x = inception_input(frames)
+    assert x.shape == (2, 3, 299, 299) and x.dtype == torch.float32
+    assert x[..., :140].max() < -0.999 and x[..., 160:].min() > 0.999

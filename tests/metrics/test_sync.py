@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
-from metrics.sync import EventCounts, bootstrap_f1, event_counts, f1, match_events, shuffled_f1
+from metrics.sync import EventCounts, bootstrap_f1, event_counts, f1, match_events, most_pairs, shuffled_f1
 
 
 def test_nearest_pair_wins_a_contested_event_and_the_loser_takes_what_is_left():
@@ -82,3 +83,19 @@ def test_shuffling_gives_each_picture_the_sound_of_another_clip():
 def test_too_few_clips_to_shuffle_are_refused_with_the_number_needed():
     with pytest.raises(ValueError, match="5 clips cannot be rotated by 5; give at least 6"):
         shuffled_f1([[1.0]] * 5, [[1.0]] * 5, frames=32)
+
+
+def test_as_many_pairs_are_made_as_there_can_be():
+    """The nearest two are not a pair here: each of them would leave another alone."""
+    assert most_pairs([0.0, 0.1], [0.06, 0.19], tolerance=0.1) == 2 and len(match_events([0, 10], [6, 19], 10)) == 1
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        a, b = rng.uniform(0, 2, 6), rng.uniform(0, 2, 7)
+        rows, columns = linear_sum_assignment(near := np.abs(a[:, None] - b) <= 0.1, maximize=True)
+        assert most_pairs(a, b, 0.1) == near[rows, columns].sum()
+
+
+def test_pairs_a_tolerance_apart_count_whatever_their_last_bit():
+    assert abs(0.4 - 0.3) > 0.1
+    assert most_pairs([0.3, 1.0], [0.4, 1.101], tolerance=0.1) == 1
+    assert most_pairs([], [0.4], tolerance=0.1) == most_pairs([0.4], [], tolerance=0.1) == 0
