@@ -58,18 +58,20 @@ def onsets(task: str, films: list[Film], real: list[tuple]) -> dict:
         "a2v": lambda film: (pings(film.true), detect_bounces(film.frames)),
         "v2a": lambda film: (pings(film.true), pings(film.wave)),
     }[task]
-    return hit(list(map(pairs, films)), TOLERANCE * FPS)
+    return hit([tuple(times / FPS for times in pairs(film)) for film in films], TOLERANCE)
 
 
 def hit(pairs: list[tuple], tolerance: float) -> dict:
-    """Mean share of the true onsets (first of each pair) that are hit, with its interval; 0 where there are none."""
+    """Mean share of the true onsets (first of each pair) that made ones hit, with its interval; 0 where there are none.
+
+    Times and tolerance in s.
+    """
     import numpy as np
 
     from metrics.intervals import bootstrap
-    from metrics.sync import match_events
+    from metrics.sync import most_pairs
 
-    near = tolerance + 1e-6  # a distance of the tolerance must not hang on the last bit
-    shares = [len(match_events(true, made, near)) / len(true) for true, made in pairs if len(true)]
+    shares = [most_pairs(true, made, tolerance) / len(true) for true, made in pairs if len(true)]
     interval = tuple(bootstrap(shares)) if len(shares) > 1 else None
     return {"accuracy": float(np.mean(shares)) if shares else 0.0, "interval": interval, "films": len(shares)}
 
