@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ class Record:
             name, found = next(iter(strange.items()))
             raise ValueError(f"{path} holds figures of {name} {found}, not {facts[name]}; choose another --out")
 
+    def forget(self, begin: str) -> None:
+        """Leave out the figures whose keys begin so; they are made again."""
+        self.figures = self.content["figures"] = {k: x for k, x in self.figures.items() if not k.startswith(begin)}
+
     def made(self, key: str, make: Callable[[], dict]) -> dict:
         """The figures of a key; made, printed and written only if they are not there."""
         if key not in self.figures:
@@ -40,23 +45,39 @@ class Record:
 
 
 def trained(how: Sequence, steps: int, seed: int, begins: Sequence[Path] = ()) -> dict:
-    """What a training took, which is run if it has not been; one that was broken off begins anew, to be timed whole.
+    """What a training took, which is run if it has not been by these arguments and from such weights.
+
+    One that was broken off begins anew, to be timed whole.
 
     Args:
         how: arguments of train.py. begins: runs whose exports it begins with.
     Returns:
         steps, frames seen by the optimiser, seconds of its steps alone, seconds, CPU seconds and peak memory (MiB) of
-        the whole process, numbers of the model, and of those that learn.
+        the whole process, numbers of the model, and of those that learn; the arguments that matter.
     """
     run = Path(how[how.index("--experiment-dir") + 1])
-    if not (run / "cost.json").exists():
+    told = recipe(how, steps, seed, begins)
+    if not (run / "cost.json").exists() or json.loads((run / "cost.json").read_text())["recipe"] != told:
         shutil.rmtree(run, ignore_errors=True)
         start = ("--init-from", *(path / "export" for path in begins)) if begins else ()
         cost = cost_of("train.py", *how, "--max-steps", steps, "--ckpt-every", steps, "--log-every", steps,
                        "--seed", seed, *start)  # fmt: skip
         frames = steps * frames_per_step(how)
-        cli.write_json(run / "cost.json", {"steps": steps, "frames": frames, **_told(run, frames), **cost._asdict()})
+        found = {"steps": steps, "frames": frames, **_told(run, frames), **cost._asdict(), "recipe": told}
+        cli.write_json(run / "cost.json", found)
     return json.loads((run / "cost.json").read_text())
+
+
+def recipe(how: Sequence, steps: int, seed: int, begins: Sequence[Path]) -> str:
+    """Arguments of a training without its folders, files of arguments read, and those of what it begins with."""
+    words = list(map(str, how))
+    for name in ("--experiment-dir", "--data-path"):
+        place = words.index(name)
+        del words[place : place + 2]
+    files = [shlex.split(Path(word[1:]).read_text(), comments=True) if word[:1] == "@" else [word] for word in words]
+    before = [json.loads((run / "cost.json").read_text())["recipe"] for run in begins]
+    own = " ".join(word for file in files for word in file) + f" --max-steps {steps} --seed {seed}"
+    return " | ".join([*before, own])
 
 
 def frames_per_step(how: Sequence) -> int:

@@ -90,6 +90,7 @@ def main(argv=None) -> None:
     p.add_argument("--frames", type=cli.positive, default=160_000, help="training frames of each row, over its stages")
     p.add_argument("--seconds", type=cli.whole, default=0, help="besides, so many seconds of training steps for each "
                    "row; 0 for none")  # fmt: skip
+    p.add_argument("--anew", action="store_true", help="make these rows again, of which a recipe has changed, say")
     p.add_argument("--work", type=Path, default=Path("runs/systems"), help="where videos and trainings go, and stay")
     p.add_argument("--table", action="store_true", help="print the table of what is in --out, and run nothing")
     args = p.parse_args(argv)
@@ -101,6 +102,9 @@ def main(argv=None) -> None:
         data = videos(args, args.work.resolve())
         for seed in args.seeds:
             for row in args.rows:
+                if args.anew:
+                    record.forget(row_key(args.frames, "frames", row, seed))
+                    record.forget(row_key(args.seconds, "s", row, seed))
                 measure(record, args, row, seed, data)
     print(markdown(record.figures, ROWS))
 
@@ -130,12 +134,17 @@ def measure(record: Record, args, name: str, seed: int, data: Data) -> None:
     """The figures of a row by one seed, for as many frames, then for as many seconds."""
     row, began = ROWS[name], time.perf_counter()
     steps = {stage.name: steps_for(stage, args.frames, data) for stage in row.stages}
-    taken = figures(record, f"{args.frames} frames/{name}/{seed}", row, seed, steps, data)
+    taken = figures(record, row_key(args.frames, "frames", name, seed), row, seed, steps, data)
     if args.seconds:
         more = args.seconds / sum(stage["step_seconds"] for stage in taken.values())
         steps = {stage: max(1, round(count * more)) for stage, count in steps.items()}
-        figures(record, f"{args.seconds} s/{name}/{seed}", row, seed, steps, data)
+        figures(record, row_key(args.seconds, "s", name, seed), row, seed, steps, data)
     print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def row_key(count: int, unit: str, name: str, seed: int) -> str:
+    """What the keys of a row's figures begin with, by one seed and one budget."""
+    return f"{count} {unit}/{name}/{seed}/"
 
 
 def steps_for(stage: Stage, frames: int, data: Data) -> int:
@@ -157,11 +166,11 @@ def figures(record: Record, key: str, row: Row, seed: int, steps: dict[str, int]
         return {stage.name: trained(arguments(stage, data, runs[stage.name]), steps[stage.name], seed,
                                     [runs[name] for name in stage.begins]) for stage in row.stages}  # fmt: skip
 
-    taken, last = record.made(f"{key}/training", training), runs[row.stages[-1].name]
+    taken, last = record.made(f"{key}training", training), runs[row.stages[-1].name]
     for task, how in row.tasks.items():
         inputs = ("--prompts", data.prompts) if task == "joint" else ("--data-path", data.videos)
         film = partial(sampled, task, last, work, CLIP, data.real, [*how.split(), *inputs, "--seed", seed])
-        record.made(f"{key}/{task}", film)
+        record.made(f"{key}{task}", film)
     return taken
 
 

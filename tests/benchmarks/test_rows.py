@@ -56,12 +56,40 @@ def training(tmp_path, monkeypatch):
 
 def test_training_is_run_once_and_begins_anew_if_it_was_broken_off(training):
     run, how, calls = training
+    for name in "va":
+        (run.parent / name).mkdir()
+        (run.parent / name / "cost.json").write_text(json.dumps({"recipe": f"--stage {name}"}))
     run.mkdir()
     (run / "half.part").touch()
     found = rows.trained(how, 10, 3, [run.parent / "v", run.parent / "a"])
-    assert found == rows.trained(how, 10, 3) and len(calls) == 1
+    assert found == rows.trained(how, 10, 3, [run.parent / "v", run.parent / "a"]) and len(calls) == 1
     assert found["frames"] == 320 and found["step_seconds"] == 5 and found["peak_mib"] == 700
     assert calls[0][-5:] == ["--seed", "3", "--init-from", *(str(run.parent / x / "export") for x in "va")]
+
+
+def test_training_by_another_recipe_or_from_other_weights_is_run_again(training):
+    run, how, calls = training
+    (run.parent / "x.args").write_text("--lr 1e-3  # fast\n")
+    how, begins = [f"@{run.parent / 'x.args'}", *how], [run.parent / "v"]
+    begins[0].mkdir()
+    (begins[0] / "cost.json").write_text(json.dumps({"recipe": "--lr 1"}))
+    found = rows.trained(how, 10, 3, begins)
+    assert found["recipe"] == "--lr 1 | --lr 1e-3 --predict-frames 8 --batch-size 4 --max-steps 10 --seed 3"
+    (run.parent / "x.args").write_text("--lr 1e-3  # faster\n")
+    assert rows.trained(how, 10, 3, begins) == found and len(calls) == 1
+    (begins[0] / "cost.json").write_text(json.dumps({"recipe": "--lr 2"}))
+    rows.trained(how, 10, 3, begins)
+    (run.parent / "x.args").write_text("--lr 2e-3\n")
+    assert rows.trained(how, 10, 3, begins)["recipe"].startswith("--lr 2 | --lr 2e-3") and len(calls) == 3
+
+
+def test_figures_that_are_forgotten_are_made_again_and_the_others_stay(tmp_path):
+    record = Record(tmp_path / "x.json", {})
+    for key in ("a/0/f1", "a/1/f1", "b/0/f1"):
+        record.made(key, lambda: {"f1": 1})
+    record.forget("a/0/")
+    assert record.made("a/0/f1", lambda: {"f1": 2}) == {"f1": 2} and record.made("b/0/f1", dict) == {"f1": 1}
+    assert json.loads((tmp_path / "x.json").read_text())["figures"].keys() == {"a/1/f1", "b/0/f1", "a/0/f1"}
 
 
 def test_frames_of_a_step_are_those_of_the_window_or_of_the_prepared_clips(tmp_path):
