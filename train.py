@@ -38,7 +38,8 @@ def parse(argv=None) -> argparse.Namespace:
     model.add_argument("--model", default="FLAV-B/1", help="preset: FLAV-XL/2 ... FLAV-S/8, FLAV-tiny; SyncFlow-XL/2, "
                        "SyncFlow-tiny; AVLink-L, AVLink-tiny")  # fmt: skip
     model.add_argument("--variant", help="for ablations; of SyncFlow no-adaptor, text-only, spatial-tap, of AV-Link "
-                       "no-reinject, symcross, direct, network, after-1, after-11, after-22")  # fmt: skip
+                       "no-reinject, symcross, direct, network, after-1, after-2, after-3, after-11, "
+                       "after-22")  # fmt: skip
     model.add_argument("--fusion", default="c", help="what passes between the branches: none, a, b, c, c_norm; "
                        "adaptor, from picture to sound; link, both ways by time")  # fmt: skip
     model.add_argument("--fusion-blocks", type=cli.whole, nargs="+", metavar="BLOCK", help="numbers of the blocks in "

@@ -31,6 +31,7 @@ SIZE = 64  # px, height and width
 FLOOR = 60  # row of pictures from which on it is floor
 EMPTY = np.where(np.arange(SIZE) < FLOOR, 24, 70).astype(np.int32)[:, None, None]  # (64,1,1) grey levels
 RADIUS, COLUMN, LOWEST_ROW = 8, 32, 52  # px; at row 52 the ball touches the floor
+GRAVITY = 8 * 40 / 12**2  # px per frame^2, of all balls
 FALLS_UP = {"bounce": False, "balloon": True}  # by motion
 PEAK, ATTACK, DECAY, FADE, END = 0.95, 0.002, 0.06, 0.3, 0.4  # of a ping: amplitude, then seconds
 PHRASINGS = {  # of captions, by motion and split: those of the test set say the same in words not met so in training

@@ -387,5 +387,5 @@ AVLink.variants = {
     "symcross": dict(link="symcross"),
     "direct": dict(link="direct"),
     "network": dict(source="network", reinject=False),
-    **{f"after-{i}": dict(placement=[i]) for i in (1, 11, 22)},
+    **{f"after-{i}": dict(placement=[i]) for i in (1, 2, 3, 11, 22)},
 }
