@@ -26,6 +26,7 @@ from benchmarks.rows import Record, sampled, trained
 from benchmarks.systems import BATCH, CLIP, PREPARING, Data, videos
 
 TRAINING = cli.ROOT / "configs/balls/avlink.args"
+LINKING = "--logit-mean -2"  # times of the side that a link makes
 PAPER = cli.ROOT / "docs/paper_tables.json"
 TIMES = (0.5, 0.7, 0.8, 0.9, 0.96, 1.0)  # of a given picture
 MAIN_TIME, SOUND_TIME = 0.96, 0.8  # the paper's
@@ -71,7 +72,7 @@ def main(argv=None) -> None:
     p.set_defaults(seeds=[0, 1, 2])
     p.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=f"of "
                    f"{', '.join(PARTS)}; those but main are of the first seed")  # fmt: skip
-    p.add_argument("--steps", type=cli.positive, nargs=3, default=[700, 700, 1000], metavar="N", help="of the tower of "
+    p.add_argument("--steps", type=cli.positive, nargs=3, default=[1000, 700, 400], metavar="N", help="of the tower of "
                    "pictures, that of sound, and each link")  # fmt: skip
     p.add_argument("--cfg-scale", type=float, default=2.0, help="of the figures that do not sweep it")
     p.add_argument("--work", type=Path, default=Path("runs/avlink"), help="where videos and trainings go, and stay")
@@ -130,6 +131,7 @@ class Seed:
 
     def linked(self, name: str, stage: str, how: str) -> None:
         """Train a link between the towers."""
+        how = f"{LINKING} {how}"
         self.made(name, "training", partial(self.train, name, stage, how, self.args.steps[2], *TOWERS))
 
     def arguments(self, task: str, *more) -> list:

@@ -78,7 +78,7 @@ ROWS = {
         "AV-Link",
         (Stage("avlink-video", f"{AVLINK} video", 0.4, clips=True),
          Stage("avlink-audio", f"{AVLINK} audio", 0.2, clips=True),
-         Stage("avlink", f"{AVLINK} link", 0.4, ("avlink-video", "avlink-audio"), clips=True)),
+         Stage("avlink", f"{AVLINK} link --logit-mean -2", 0.4, ("avlink-video", "avlink-audio"), clips=True)),
         {"joint": CLIPPED, "a2v": CLIPPED, "v2a": CLIPPED},
     ),
 }  # fmt: skip
