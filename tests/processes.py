@@ -135,7 +135,8 @@ def _run(script: str, arguments: list[str], environment: dict, out: Connection, 
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     sys.stdout, sys.stderr = (os.fdopen(fd, "w", closefd=False) for fd in (1, 2))  # those of before are of other files
-    logging.root.handlers.clear()  # those of pytest
+    for logger in (logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)):
+        logger.handlers.clear()  # those of pytest write to files by numbers that are of others now
     os.chdir(ROOT)
     os.environ.update({name: str(value) for name, value in environment.items()})
     sys.argv = [script, *arguments]
