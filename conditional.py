@@ -131,11 +131,13 @@ def settle(args: argparse.Namespace, pipe, given: str) -> int:
     if given not in model.takes:
         raise ValueError(f"{args.model_ckpt} is a model of {model.system}, which takes no {given}, only a "
                          f"{model.takes[0]}; use sample_v2a.py, or another model of r-flav")  # fmt: skip
-    args.method = args.method or model.methods[0]
-    if args.method not in model.methods:
-        linked = "; held is of models trained with --stage link" if args.method == "held" else ""
+    methods = model.methods_for(given)
+    args.method = args.method or methods[0]
+    if args.method not in methods:
+        why = {"held": "; held is of models trained with --stage link",
+               "guide": "; guide needs a model whose given side hears the made one"}.get(args.method, "")  # fmt: skip
         raise ValueError(f"--method {args.method} does not fit a model of {model.system}; take "
-                         f"{' or '.join(model.methods)}{linked}")  # fmt: skip
+                         f"{' or '.join(methods)}{why}")  # fmt: skip
     if model.rolls:
         return 0
     clip = min(args.video_length or pipe.spec.clip_frames, pipe.spec.clip_frames)

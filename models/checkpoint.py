@@ -70,6 +70,10 @@ class Pretrained(PyTorchModelHubMixin):
         if stage not in cls.stages:
             raise ValueError(f"stage {stage!r} is unknown; choose one of {', '.join(cls.stages)}")
 
+    def methods_for(self, given: str) -> tuple[str, ...]:
+        """How a "picture" or a "sound" may be given, the way that is the model's own first."""
+        return self.methods
+
     def recorded(self) -> dict[str, str]:
         """What config.json records of the weights."""
         return {}

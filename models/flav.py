@@ -197,6 +197,11 @@ class FLAV(
             raise ValueError(f"stage {stage} trains the fusion alone, and this one has no weights; take --fusion link")
         return learning
 
+    def methods_for(self, given: str) -> tuple[str, ...]:
+        """As of `Pretrained`; there is a gradient to guide by where the made side reaches the given one."""
+        (made,) = {"picture", "sound"} - {given}
+        return tuple(method for method in self.methods if method != "guide" or made in self.carries)
+
     def compile_blocks(self) -> None:
         """Compile the blocks, one after the other from the same code: slow first calls, then faster ones."""
         for block in self.blocks:

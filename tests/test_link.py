@@ -285,6 +285,17 @@ def test_linked_model_holds_what_is_given_unless_told_otherwise(checkpoint, tmp_
 
 
 @pytest.mark.parametrize(
+    ("fusion", "script", "own"),
+    [("none", "v2a", "replace"), ("adaptor", "v2a", "replace"), ("adaptor", "a2v", "guide")],
+)
+def test_where_no_gradient_leads_to_the_made_side_none_guides_it(tmp_path, fusion, script, own):
+    tiny(fusion=fusion).save(tmp_path / "export")
+    write_video(tmp_path / "film.mp4", 6)
+    out = run(script, tmp_path / "export", tmp_path / "out", "--input", tmp_path / "film.mp4", "--video-length", 2)
+    assert json.loads((out / "run.json").read_text())["arguments"]["method"] == own
+
+
+@pytest.mark.parametrize(
     ("config", "script", "more", "said"),
     [
         (
@@ -305,6 +316,8 @@ def test_linked_model_holds_what_is_given_unless_told_otherwise(checkpoint, tmp_
             [],
             "takes no sound, only a picture; use sam",
         ),
+        ({"fusion": "none"}, sample_a2v, ["--method=guide"], "take replace or clean; guide needs a model whose given"),
+        ({"fusion": "adaptor"}, sample_v2a, ["--method=guide"], "take replace or clean; guide needs a model whose giv"),
     ],
 )
 def test_way_that_a_model_has_not_learnt_is_refused_with_those_it_has(tmp_path, capsys, config, script, more, said):
