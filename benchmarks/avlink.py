@@ -23,7 +23,7 @@ import cli
 from benchmarks.events import parser
 from benchmarks.layout import synchrony, table
 from benchmarks.rows import Record, sampled, trained
-from benchmarks.systems import BATCH, CLIP, PREPARING, Data, videos
+from benchmarks.systems import BATCH, CLIP, LENGTH_OF_FILMS, PREPARING, Data, videos
 
 TRAINING = cli.ROOT / "configs/balls/avlink.args"
 LINKING = "--logit-mean -2"  # times of the side that a link makes
@@ -137,7 +137,7 @@ class Seed:
     def arguments(self, task: str, *more) -> list:
         """Of a script that samples."""
         inputs = ("--prompts", self.data.prompts) if task == "joint" else ("--data-path", self.data.videos)
-        return [*inputs, "--cfg-scale", self.args.cfg_scale, *BATCH.split(), "--seed", self.seed, *more]
+        return [*inputs, "--cfg-scale", self.args.cfg_scale, *LENGTH_OF_FILMS.split(), "--seed", self.seed, *more]
 
     def film(self, name: str, task: str, part: str = "", *more) -> None:
         """Figures of a task's films."""

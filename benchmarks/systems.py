@@ -31,7 +31,8 @@ PREPARING = f"--codec block-pca --image-size 64 --n-mels 64 --clip-frames {CLIP}
 FLAV = f"@{BALLS / 'text.args'} --cuts 0 --fusion"
 LINK = f"@{BALLS / 'link.args'} --text-encoder words --fusion"
 SYNCFLOW, AVLINK = f"@{BALLS / 'syncflow.args'} --stage", f"@{BALLS / 'avlink.args'} --stage"
-ROLLED, CLIPPED = f"{SAMPLING} {BATCH} --video-length {CLIP}", f"--cfg-scale 2 {BATCH}"  # whole clips: own steps
+LENGTH_OF_FILMS = f"{BATCH} --video-length {CLIP}"
+ROLLED, CLIPPED = f"{SAMPLING} {LENGTH_OF_FILMS}", f"--cfg-scale 2 {LENGTH_OF_FILMS}"  # whole clips: own steps
 
 
 class Stage(NamedTuple):
