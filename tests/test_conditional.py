@@ -312,7 +312,7 @@ def test_released_line_parses_as_printed():
     args = sample_a2v.parse(shlex.split(RELEASED_A2V))
     assert (args.video_length, args.num_videos, args.num_timesteps) == (16, 2048, 2)
     assert (args.data_path, args.split, args.results_dir) == (Path("D"), "test", Path("results"))
-    conditional.settle(args, SimpleNamespace(model=FLAV), "sound")
+    conditional.settle(args, SimpleNamespace(model=tiny().model), "sound")
     assert (args.method, args.guidance_scale) == ("guide", 25.0)
 
 
