@@ -80,7 +80,8 @@ def main(argv=None) -> None:
     p.add_argument("--table", action="store_true", help="print the tables of what is in --out, and run nothing")
     args = p.parse_args(argv)
     facts = {"train": args.train, "clips": args.clips, "seed": args.seed, "clip_frames": CLIP, "preparing": PREPARING,
-             "steps": args.steps, "cfg_scale": args.cfg_scale, "training": shlex.split(TRAINING.read_text(), comments=True)}  # fmt: skip
+             "steps": args.steps, "cfg_scale": args.cfg_scale}  # fmt: skip
+    facts["training"] = shlex.split(TRAINING.read_text(), comments=True)
     record = Record(args.out, facts)
     if not args.table:
         data = videos(args, args.work.resolve())
