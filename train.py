@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 import cli
 
 SAME = ("model", "fusion", "fusion_blocks", "conditioning_times", "predict_frames", "causal_attn", "class_dropout_prob",
-        "dtype", "lora_rank", "freeze", "stage", "variant")  # fmt: skip
+        "dtype", "lora_rank", "freeze", "stage", "variant", "memory")  # fmt: skip
 DRY_STEPS = 3
 TOGETHER = 5  # steps after which processes ask each other whether one was told to stop
 SKIPS = 10  # steps in a row whose loss or gradient is not finite, after which training stops
@@ -46,6 +46,9 @@ def parse(argv=None) -> argparse.Namespace:
                        "which it does, from 0; all if not given")  # fmt: skip
     model.add_argument("--predict-frames", type=cli.positive, help="frames in the window, or of a whole clip; 10 and "
                        "32 if not given, or those of prepared clips")  # fmt: skip
+    model.add_argument("--memory", type=cli.positive, nargs="+", default=[], metavar="AGE", help="ages, in frames "
+                       "before the window, of clean frames of the past that a model which rolls sees, too, such as "
+                       "1 2 4 8 16 28; none if not given")  # fmt: skip
     model.add_argument("--causal-attn", action=argparse.BooleanOptionalAction, default=True,
                        help="no frame sees a later one")  # fmt: skip
     model.add_argument("--grad-ckpt", action="store_true", help="recompute blocks in the backward pass to save memory")
@@ -227,7 +230,7 @@ def train(args) -> None:
             batch = next(batches)
             meter.waited += time.perf_counter() - asked
 
-            inputs = draws(step, *encode_batch(batch, codec, device, dtype))
+            inputs = draws(step, *encode_batch(batch, codec, device, dtype, args.memory))
             lr = learning_rate(step, args.lr, args.warmup_steps, args.lr_schedule, args.max_steps)
             done = step + 1
             telling = done % args.log_every == 0 or done == args.max_steps

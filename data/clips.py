@@ -5,7 +5,7 @@ import math
 import os
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, fields
@@ -23,6 +23,7 @@ from data.captions import Captions, read_captions
 from data.folders import Skipped, by_reason, class_of, scan
 from data.frames import Resize, fit
 from data.loudness import PEAK, SILENCE, lost_in_mono, peak_of
+from data.past import first_needed, with_past
 
 LONGEST_GAP = 2  # s; without a new picture or without sound for longer, a clip of a second would show no event
 VERSION = 3  # of the index file
@@ -150,6 +151,8 @@ class ClipDataset(Dataset):
             Beyond the ends of the file the sound is reflected, as a centred STFT of the whole file does.
         normalise: peak 0.95 for the "file" or for each "clip" (released; loudness then jumps from clip to clip).
         progress: wraps the making of the index as tqdm does: progress(iterable, total=n).
+        ages: of the frames of a memory, which come before those of the clip (`data.past.with_past`); the sound is then
+            that of all frames from the oldest on, zeros before the file begins.
     Attributes:
         class_names, entries (usable files), skipped: [(path, reason)].
     Raises:
@@ -170,6 +173,7 @@ class ClipDataset(Dataset):
         channels: Channels = "mean",
         resize: Resize = "pad",
         progress: Callable | None = None,
+        ages: Sequence[int] = (),
     ):
         if sample_rate % fps:
             raise ValueError(
@@ -186,6 +190,7 @@ class ClipDataset(Dataset):
         self.folder, self.split = Path(root) / split, split
         self.clip_frames, self.image_size, self.fps, self.sample_rate = clip_frames, image_size, fps, sample_rate
         self.context, self.normalise, self.channels, self.resize = context, normalise, channels, resize
+        self.ages = ages
         files, self.class_names, skipped = scan(root, split)
         entries = load_index(Path(root), split, files, fps, sample_rate, channels, progress)
         self._select(entries + [Entry(path, 0, 0, 0, 0.0, reason) for path, reason in skipped])
@@ -243,7 +248,18 @@ class ClipDataset(Dataset):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._read(*self._locate(index), self.clip_frames)
+        entry, start = self._locate(index)
+        if not self.ages:
+            return self._read(entry, start, self.clip_frames)
+        first = first_needed(start, self.ages)
+        item = self._read(entry, first, start + self.clip_frames - first)
+        return self._with_past({**item, "start": start}, start - first)
+
+    def _with_past(self, item: dict[str, Any], before: int) -> dict[str, Any]:
+        """An item whose clip comes after `before` frames of the past, as a model with a memory takes it."""
+        missing = (max(self.ages) - before) * (self.sample_rate // self.fps)
+        frames = with_past(item["frames"], item["start"], self.ages)
+        return {**item, "frames": frames, "wave": torch.nn.functional.pad(item["wave"], (missing, 0))}
 
     def path(self, index: int) -> str:
         """File of a clip."""

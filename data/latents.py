@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.past import first_needed, with_past
+
 
 @dataclass(frozen=True)
 class EncodedFile:
@@ -25,11 +27,12 @@ class LatentDataset(Dataset):
     """Every clip of `clip_frames` frames in encoded files, in the order of `ClipDataset`.
 
     Exact because codecs work frame by frame and the mel of a clip is the slice of its file's mel.
-    Item: `mean`, `std` (T,C,h,w), `a` (T,S,M), `y`, `path`, `start`.
+    Item: `mean`, `std` (T,C,h,w), `a` (T,S,M), `y`, `path`, `start`. With `ages` of a memory its frames come before
+    those of the clip, as `data.past.with_past` sets them.
     """
 
-    def __init__(self, files: Sequence[EncodedFile], clip_frames: int):
-        self.files, self.clip_frames = files, clip_frames
+    def __init__(self, files: Sequence[EncodedFile], clip_frames: int, ages: Sequence[int] = ()):
+        self.files, self.clip_frames, self.ages = files, clip_frames, ages
         self._ends = list(accumulate(len(file.mean) - clip_frames + 1 for file in files))
 
     def __len__(self) -> int:
@@ -38,6 +41,7 @@ class LatentDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         i = bisect_right(self._ends, index)
         start = index - (self._ends[i - 1] if i else 0)
-        file, cut = self.files[i], slice(start, start + self.clip_frames)
-        latents = {"mean": file.mean[cut], "std": file.std[cut], "a": file.a[cut]}
+        file, cut = self.files[i], slice(first_needed(start, self.ages), start + self.clip_frames)
+        parts = {"mean": file.mean, "std": file.std, "a": file.a}
+        latents = {name: with_past(x[cut], start, self.ages) for name, x in parts.items()}
         return {**latents, "y": file.y, "path": file.path, "start": start}

@@ -11,6 +11,7 @@ import math
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -26,6 +27,7 @@ from data.captions import Captions, Span
 from data.clips import ClipDataset
 from data.folders import class_of, composed, printable
 from data.index import INDEX, load_prepared
+from data.past import with_past
 
 OPEN_FILES = 1024  # of a process at a time; they are mapped, so none keeps a file descriptor
 TENSORS = ("mean", "std", "mel")  # of a file, in the order of the CRC-32 of a frame
@@ -261,7 +263,8 @@ class PreparedDataset(ClipDataset):
     Files are mapped into memory, not read, and each process opens its own.
 
     Args:
-        root: with prepared.json. audio_scale: of the mel; the one that prepare.py measured if not given.
+        root: with prepared.json. audio_scale: of the mel; the one that prepare.py measured if not given. ages: of the
+            frames of a memory, which come before those of the clip.
     Attributes:
         facts: what decided the encoding, such as image_size, n_mels and codec.
         text: encoder, source, width and captions of the texts that were prepared, None without.
@@ -271,7 +274,14 @@ class PreparedDataset(ClipDataset):
             its file is missing, damaged or not the one that the index means.
     """
 
-    def __init__(self, root: str | Path, split: str = "train", clip_frames: int = 10, audio_scale: float | None = None):
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        clip_frames: int = 10,
+        audio_scale: float | None = None,
+        ages: Sequence[int] = (),
+    ):
         index = load_prepared(root)
         if split not in index["splits"]:
             raise ValueError(
@@ -284,7 +294,7 @@ class PreparedDataset(ClipDataset):
         if self.whole and clip_frames != self.whole:
             raise ValueError(f"{root} was prepared in clips of {self.whole} frames, not {clip_frames}; leave the "
                              "length out, or prepare another folder")  # fmt: skip
-        self.clip_frames = clip_frames
+        self.clip_frames, self.ages = clip_frames, ages
         self.audio_scale = index["audio_scale"] if audio_scale is None else audio_scale
         self.text = index.get("text")
         self._open_files: tuple[int, OrderedDict] = (0, OrderedDict())  # of this process, last used last
@@ -318,6 +328,9 @@ class PreparedDataset(ClipDataset):
         label = self.class_names.index(class_of(entry.path)) if self.class_names else -1
         path = str(self.folder / entry.path)
         return {"mean": mean, "std": std, "a": self.audio_scale * mel, "y": label, "path": path, "start": start}
+
+    def _with_past(self, item: dict[str, Any], before: int) -> dict[str, Any]:
+        return item | {name: with_past(item[name], item["start"], self.ages) for name in ("mean", "std", "a")}
 
     def _open(self, entry: PreparedEntry) -> LatentFile:
         """The open file of an entry; of too many, the one not used for the longest time is closed."""

@@ -85,7 +85,7 @@ def flow_loss(
 
     Args:
         model: called as model(v_t, a_t, t, y=, t_a=, y_a=) -> (dv, da), with `conditions` such as text; None is the
-            velocity of a side that is not made.
+            velocity of a side that is not made, and one of fewer frames that of the last ones, after a memory.
         v: (B,T,C,H,W) and a: (B,T,S,M) clean frames; y: (B,) or (B,T) labels or None, y_a: those of the sound.
         times: (B,T), or (B,) of whole clips; or a pair of them for video and audio.
         noise: (eps_v, eps_a), shaped like v and a.
@@ -99,8 +99,8 @@ def flow_loss(
     eps_v, eps_a = noise
     labels = conditions if y is None else {"y": y, "y_a": y_a, **conditions}
     dv, da = model(interpolate(v, eps_v, t_v), interpolate(a, eps_a, t_a), t_v, t_a=t_a, **labels)
-    error_v = _frame_error(dv, v, eps_v) * _weighed(weight, t_v)
-    error_a = _frame_error(da, a, eps_a) * _weighed(weight, t_a)
+    error_v = _frame_error(dv, v, eps_v) * _weighed(weight, t_v, dv)
+    error_a = _frame_error(da, a, eps_a) * _weighed(weight, t_a, da)
     share_v, share_a = (x.unsqueeze(1) for x in shares) if shares else (1, 1)
     video, audio = (error_v * share_v).mean(), (error_a * share_a).mean()
     if shares:
@@ -108,14 +108,14 @@ def flow_loss(
     return FlowLoss(video + audio, video, audio, error_v.detach(), error_a.detach())
 
 
-def _weighed(weight: Callable, t: Tensor) -> Tensor:
-    """Weight of each frame, (B,T), or (B,1) of all frames of a clip."""
-    return weight(t if t.ndim == 2 else t.unsqueeze(1))
+def _weighed(weight: Callable, t: Tensor, predicted: Tensor | None) -> Tensor:
+    """Weight of each frame that is predicted, (B,T), or (B,1) of all frames of a clip."""
+    return weight(t.unsqueeze(1) if t.ndim == 1 else t if predicted is None else t[:, -predicted.shape[1] :])
 
 
 def _frame_error(predicted: Tensor | None, clean: Tensor, eps: Tensor) -> Tensor:
     """Mean squared error of each frame's velocity, (B,T,...) -> (B,T); at least float32, and zero if there is none."""
     if predicted is None:
         return clean.new_zeros(clean.shape[:2], dtype=torch.promote_types(clean.dtype, torch.float32))
-    predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
-    return ((predicted - (clean - eps)) ** 2).flatten(2).mean(2)
+    predicted, T = predicted.to(torch.promote_types(predicted.dtype, torch.float32)), predicted.shape[1]
+    return ((predicted - (clean[:, -T:] - eps[:, -T:])) ** 2).flatten(2).mean(2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion.flow import per_frame
 from diffusion.known import Known
+from diffusion.memory import Memory
 
 
 def class_guided(model: Callable, scale: float, null_label: int | Tensor) -> Callable:
@@ -22,13 +23,21 @@ def class_guided(model: Callable, scale: float, null_label: int | Tensor) -> Cal
     if scale == 1:
         return model
     null = torch.as_tensor(null_label).unsqueeze(-1)  # (1,) or (B,1)
+    remembered = None, None  # a memory and its double, which stay the same for all steps of a frame
 
-    def velocity(v: Tensor, a: Tensor, t: Tensor, y: Tensor, t_a: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def velocity(
+        v: Tensor, a: Tensor, t: Tensor, y: Tensor, t_a: Tensor | None = None, memory: Memory | None = None
+    ) -> tuple[Tensor, Tensor]:
+        nonlocal remembered
+        how = {} if memory is None else {"memory": memory}
         if (y == null).all():
-            return model(v, a, t, y=y, t_a=t_a)
+            return model(v, a, t, y=y, t_a=t_a, **how)
+        if memory is not remembered[0]:
+            remembered = memory, _doubled(memory, null)
         both = torch.cat([y, null.to(y).expand_as(y)])
         t_a = None if t_a is None else t_a.repeat(2, 1)
-        dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a)
+        how = {} if memory is None else {"memory": remembered[1]}
+        dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a, **how)
         return tuple(_led(*x.chunk(2), scale) for x in (dv, da))
 
     return velocity
@@ -52,6 +61,12 @@ def clip_guided(model: Callable, scale: float, given: dict, both: dict) -> Calla
         return tuple(None if x is None else _led(*x.chunk(2), scale) for x in velocities)
 
     return velocity
+
+
+def _doubled(memory: Memory, null: Tensor) -> Memory:
+    """The memory of both sides of guidance."""
+    y = torch.cat([memory.y, null.to(memory.y).expand_as(memory.y)])
+    return Memory(*(torch.cat([x, x]) for x in (memory.v, memory.a, memory.t)), y)
 
 
 def _led(given: Tensor, base: Tensor, scale: float) -> Tensor:

@@ -21,12 +21,15 @@ class Purpose(IntEnum):
 
 
 class Modality(IntEnum):
-    """Whose noise a draw is; PAD is the invented conditioning of the released code past the end of what is known."""
+    """Whose noise a draw is; PAD is the invented conditioning of the released code past the end of what is known,
+    MEMORY stands in for frames that a stream which has just begun cannot remember."""
 
     VIDEO = 0
     AUDIO = 1
     PAD_VIDEO = 2
     PAD_AUDIO = 3
+    MEMORY_VIDEO = 4
+    MEMORY_AUDIO = 5
 
 
 def generator(seed: int, purpose: Purpose, *position: int) -> np.random.Generator:
@@ -62,7 +65,8 @@ class TrainingDraws:
     posterior, eps_v: (B,*video) and eps_a: (B,*audio) float32 unit Gaussian.
     independent, w_a: (B,) as `w`: what is compared with the share of clips whose modalities have times of their own,
         and the phase of the sound there. caption: (B,) as `w`, which of its captions a clip takes. cut, cut_at: (B,)
-        as `w`, what is compared with the share of clips that are cut, and where in the clip.
+        as `w`, what is compared with the share of clips that are cut, and where in the clip. forget: (B,) as `w`, what
+        is compared with the share of clips without their memory.
     """
 
     w: Tensor
@@ -76,6 +80,7 @@ class TrainingDraws:
     caption: Tensor
     cut: Tensor
     cut_at: Tensor
+    forget: Tensor
 
 
 def training_draws(
@@ -90,5 +95,5 @@ def training_draws(
     for row in rows:
         draw = generator(seed, Purpose.TRAINING, row, step)
         gaussians = (draw.standard_normal(shape, dtype=np.float32) for shape in (video, video, audio))
-        draws.append((*draw.random(3), *gaussians, *draw.random(5)))
+        draws.append((*draw.random(3), *gaussians, *draw.random(6)))
     return TrainingDraws(*(torch.from_numpy(np.stack(column)) for column in zip(*draws)))

@@ -6,6 +6,7 @@ age share a call, join and leave by indexing, and saving a stream is saving its 
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffusion.flow import per_frame
 from diffusion.guidance import Guidance, guided_velocity
 from diffusion.known import Known
+from diffusion.memory import Memory
 from diffusion.noise import Modality, frame_noise, sent
 from diffusion.times import moving_frames, sampling_times
 
@@ -24,6 +26,8 @@ class Window:
     v: (B,T,C,H,W), a: (B,T,S,M) frames on their way from noise to data, on any device. On the CPU, so that no step
     waits for the device, int64: y (B,T), label of each frame, or None; (B,) first, index in the stream of the window's
     first frame; step in [0, n T); seed and sample, which name the stream's noise.
+    past_v, past_a (B,A,...), past_y (B,A): of a model with a memory, the A frames before the first one, as far as there
+    were any, and their labels; else None.
     """
 
     v: Tensor
@@ -33,6 +37,9 @@ class Window:
     step: Tensor
     seed: Tensor
     sample: Tensor
+    past_v: Tensor | None = None
+    past_a: Tensor | None = None
+    past_y: Tensor | None = None
 
     @property
     def T(self) -> int:
@@ -71,6 +78,7 @@ def start(
     noise: Callable = frame_noise,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    past: int = 0,
 ) -> Window:
     """A window of pure noise before its first step.
 
@@ -79,6 +87,7 @@ def start(
         seed: one for all rows or (B,). sample: (B,) number of each stream under its seed.
         y: (B,) or (B,T) labels or None.
         noise: noise(seed, sample, frame, modality, shape) -> float32 CPU tensor.
+        past: A, frames to keep for a model with a memory.
     """
     sample = torch.as_tensor(sample, dtype=torch.int64)
     seed = torch.as_tensor(seed, dtype=torch.int64).expand(len(sample)).clone()
@@ -94,7 +103,11 @@ def start(
     )
     if y is not None:
         y = (y if y.ndim == 2 else y.unsqueeze(1).expand(-1, T)).cpu()
-    return Window(v, a, y, zero, zero.clone(), seed, sample)
+    window = Window(v, a, y, zero, zero.clone(), seed, sample)
+    if not past:
+        return window
+    past_v, past_a = (torch.zeros_like(x[:, :1]).repeat(1, past, *[1] * (x.ndim - 2)) for x in (v, a))
+    return replace(window, past_v=past_v, past_a=past_a, past_y=None if y is None else y[:, :1].repeat(1, past))
 
 
 def advance(
@@ -106,6 +119,7 @@ def advance(
     frames: int | Tensor | None = None,
     skip: bool = True,
     noise: Callable = frame_noise,
+    memory: Callable[[Window], Memory] | None = None,
 ) -> tuple[Window, Emitted | None]:
     """One Euler step of every row; rows whose first frame becomes clean emit it and take in a frame of noise.
 
@@ -118,6 +132,7 @@ def advance(
         frames: frames asked for of each stream, or (B,) of every one; later ones are left out of the call.
         skip: leave out trailing frames that cannot influence an earlier one. Exact for a causal model only.
         noise: source of the frame that enters.
+        memory: what a model remembers beyond a window, given to `velocity` as memory=.
     Returns:
         the window after the step, and what it emitted or None.
     """
@@ -126,6 +141,8 @@ def advance(
     seen = _frames_that_matter(window, n, frames) if skip and guidance is None else window.T
     known_v, known_a = known(window) if known else (None, None)
 
+    if memory:
+        velocity = partial(velocity, memory=memory(window))
     v, a = _stepped(window, velocity, t, t_next, (known_v, known_a), guidance, seen)
     after = replace(window, v=v, a=a, step=window.step + 1)
     clean = after.step == n * window.T  # (B,) on the CPU: deciding costs no synchronisation
@@ -203,10 +220,23 @@ def _enter(window: Window, clean: Tensor, n: int, noise: Callable) -> Window:
     if y is not None:  # the label of the frame that enters is that of the frame before it
         y = torch.where(clean.unsqueeze(1), torch.cat([y[:, 1:], y[:, -1:]], 1), y)
     return replace(
-        window,
+        _with_past(window, rows),
         v=shifted(window.v, Modality.VIDEO),
         a=shifted(window.a, Modality.AUDIO),
         y=y,
         first=window.first + clean,
         step=window.step - n * clean,
     )
+
+
+def _with_past(window: Window, rows: Tensor) -> Window:
+    """The window whose first frame, clean in these rows, has become the newest of its past."""
+    pasts = {"past_v": window.v, "past_a": window.a, "past_y": window.y}
+
+    def longer(past: Tensor, x: Tensor) -> Tensor:
+        at, past = sent(rows, past.device), past.clone()
+        past[at] = torch.cat([past[at, 1:], x[at, :1]], 1)
+        return past
+
+    kept = {name: (getattr(window, name), x) for name, x in pasts.items() if getattr(window, name) is not None}
+    return replace(window, **{name: longer(*pair) for name, pair in kept.items()})

@@ -1,71 +1,21 @@
 """FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from models import official
 from models.checkpoint import Pretrained
+from models.flav_block import Block, Modulation
 from models.fusion import FUSIONS, check_conditioning_times, placed
-from models.layers import Attention, Head, Mlp, PatchEmbed, TimeEmbed, add_gated, displacement, modulate, norm, run
+from models.layers import Head, PatchEmbed, Recall, Shown, TimeEmbed, displacement, run
 from models.text import NULL_TEXT, Text
 
-Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
-
-
-class Block(nn.Module):
-    """Attention inside each branch, fusion of the branches, feed-forward of each branch."""
-
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, fusion: str):
-        super().__init__()
-        hidden = int(mlp_ratio * dim)
-        self.spatial_attn = Attention(dim, num_heads)
-        self.temporal_attn = Attention(dim, num_heads)
-        self.audio_attn = Attention(dim, num_heads)
-        self.video_adaln = nn.Linear(dim, 6 * dim)
-        self.audio_adaln = nn.Linear(dim, 3 * dim)
-        self.fusion = FUSIONS[fusion](dim, num_heads)
-        self.video_mlp = Mlp(dim, hidden)
-        self.audio_mlp = Mlp(dim, hidden)
-        self.video_mlp_adaln = nn.Linear(dim, 3 * dim)
-        self.audio_mlp_adaln = nn.Linear(dim, 3 * dim)
-
-    def modulation(self, c_v: Tensor, c_a: Tensor) -> Modulation:
-        """Shifts, scales and gates of the attentions, which depend on the conditions (B,T,D) alone."""
-        return self.video_adaln(F.silu(c_v)), self.audio_adaln(F.silu(c_a))
-
-    def forward(
-        self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, modulation: Modulation | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """v (B,T,L,D), a (B,T,S,D), conditions (B,T,D) -> v, a; causal: nothing in frame k sees a later frame.
-
-        modulation: of these conditions, if it is known already.
-        """
-        of_video, of_audio = modulation or self.modulation(c_v, c_a)
-        shift_s, scale_s, gate_s, shift_t, scale_t, gate_t = of_video.chunk(6, dim=-1)
-        x = modulate(norm(v), shift_s, scale_s)
-        v = add_gated(v, self.spatial_attn(x.flatten(0, 1)).view_as(x), gate_s)
-        x = modulate(norm(v), shift_t, scale_t).transpose(1, 2).contiguous()  # (B,L,T,D): a place is a sequence
-        v = add_gated(v, self.temporal_attn(x.flatten(0, 1), causal).view_as(x).transpose(1, 2), gate_t)
-
-        shift, scale, gate = of_audio.chunk(3, dim=-1)
-        x = modulate(norm(a), shift, scale)
-        a = add_gated(a, self.audio_attn(x.flatten(1, 2), causal).view_as(x), gate)
-
-        v, a, m_v, m_a = self.fusion(v, a, c_v, c_a, causal)
-        v = self.feed_forward(v, m_v, self.video_mlp_adaln, self.video_mlp)
-        a = self.feed_forward(a, m_a, self.audio_mlp_adaln, self.audio_mlp)
-        return v, a
-
-    @staticmethod
-    def feed_forward(x: Tensor, m: Tensor, adaln: nn.Linear, mlp: nn.Module) -> Tensor:
-        shift, scale, gate = adaln(F.silu(m)).chunk(3, dim=-1)
-        return add_gated(x, mlp(modulate(norm(x), shift, scale)), gate)
+Kept = list[dict[str, Shown]]  # of each block, what a memory shows to the window
 
 
 class FLAV(
@@ -90,6 +40,8 @@ class FLAV(
         conditioning_times: flow times of a given picture and of a given sound, at which a linked model was trained to
             hold them while it makes the other; None for a model that has learnt no such thing.
         prediction: "velocity", or "data" for a network that predicts clean frames (better at tiny widths).
+        memory_ages: how long before the window's first frame, in frames, the frames of a memory were, which the window
+            sees as clean leading frames; None for no memory. Frames that are not there yet are noise at t = 0.
         text_width: D_t of text tokens; above 0 a linear map of the mean of a text's tokens takes the place of a class
             table, and the null text, label NULL_TEXT, is a learned vector: texts are an open list of classes.
     """
@@ -119,8 +71,10 @@ class FLAV(
         text_width: int | None = 0,
         fusion_blocks: list[int] | None = None,
         conditioning_times: list[float] | None = None,
+        memory_ages: list[int] | None = None,
     ):
         super().__init__()
+        self.memory_ages = _ages(memory_ages, causal_attn)
         _check_architecture(latent_size, patch_size, fusion, prediction)
         passing = placed(fusion_blocks, depth)
         if num_classes and text_width:
@@ -147,6 +101,9 @@ class FLAV(
         self.video_frame_pos = nn.Parameter(torch.zeros(predict_frames, D))
         self.audio_mel_pos = nn.Parameter(torch.zeros(audio_fr, D))
         self.audio_frame_pos = nn.Parameter(torch.zeros(predict_frames, D))
+        if self.memory_ages:
+            self.video_memory_pos = nn.Parameter(torch.zeros(len(self.memory_ages), D))
+            self.audio_memory_pos = nn.Parameter(torch.zeros(len(self.memory_ages), D))
         self.video_time, self.audio_time = TimeEmbed(D), TimeEmbed(D)
         if self.num_classes:
             rows = self.num_classes + self.has_null_label
@@ -223,6 +180,8 @@ class FLAV(
         text: Text | None = None,
         prompts: Tensor | None = None,
         conditions: tuple[Tensor, Tensor] | None = None,
+        memory: bool = False,
+        kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Velocities dv, da (Eq. 3: data minus noise) of the noised frames v, a.
 
@@ -235,31 +194,73 @@ class FLAV(
             text: of each clip, for all its frames, or of each frame; or prompts: (P,D_t) means of tokens, which y and
                 y_a choose from.
             conditions: what `conditions` gave for these times and labels, if they were met before.
+            memory: whether the first K frames are the memory's, oldest first; there are velocities of the others alone.
+            kept: what `remember` gave for the memory of these clips, instead of its frames.
         Raises:
-            ValueError: a shape that does not fit this model, labels without classes, or text without text.
+            ValueError: a shape that does not fit this model, labels without classes, text without text, or no memory
+                for a model that has one.
         """
-        self._check(v, a, t, y, text, prompts)
+        lead = len(self.memory_ages) if memory else 0
+        self._check(v, a, t, y, text, prompts, lead, memory or kept is not None)
         t_a = t if t_a is None else t_a
-        T = v.shape[1]
-        if conditions is None:
-            c_v, c_a = self._embedded(t, y, t_a, y_a, text, prompts)
-            of_blocks, of_heads = [None] * len(self.blocks), (None, None)
-        else:
-            c_v, c_a, of_blocks, of_heads = self._parted(*conditions)
-
-        x = self.video_embed(v) + self.video_frame_pos[:T, None] + self.video_patch_pos
-        z = self.audio_embed(a) + self.audio_frame_pos[:T, None] + self.audio_mel_pos
-        for block, modulation in zip(self.blocks, of_blocks):
-            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation)
-
+        conditioned = self._conditioned(t, y, t_a, y_a, text, prompts, conditions)
+        x, z = self._through_blocks(v, a, conditioned, lead, None if kept is None else map(Recall, kept))
+        v, a, t, t_a, x, z, c_v, c_a = (y[:, lead:] for y in (v, a, t, t_a, x, z, *conditioned[:2]))
+        of_v, of_a = (None if y is None else y[:, lead:] for y in conditioned[3])
         p, side = self.patch_size, self.latent_size // self.patch_size
         dv = rearrange(
-            self.video_head(x, c_v, of_heads[0]), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
+            self.video_head(x, c_v, of_v), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
         )  # channel fastest inside a token
-        da = self.audio_head(z, c_a, of_heads[1])
+        da = self.audio_head(z, c_a, of_a)
         if self.prediction == "data":
             return displacement(dv, v, t), displacement(da, a, t_a)
         return dv, da
+
+    def remember(
+        self,
+        v: Tensor,
+        a: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        prompts: Tensor | None = None,
+        conditions: tuple[Tensor, Tensor] | None = None,
+    ) -> Kept:
+        """What a memory shows to the window, whatever that is: keys and values of each attention over time.
+
+        Args:
+            v (B,K,C,H,W), a (B,K,S,M): its frames, oldest first. t (B,K): 1 where they are clean, 0 where they are
+                noise. y, prompts, conditions: as of `forward`.
+        """
+        self._check(v, a, t, y, None, prompts, len(self.memory_ages), True)
+        recalls = [Recall() for _ in self.blocks]
+        conditioned = self._conditioned(t, y, t, None, None, prompts, conditions)
+        self._through_blocks(v, a, conditioned, len(self.memory_ages), recalls)
+        return [recall.kept for recall in recalls]
+
+    def _conditioned(
+        self, t, y, t_a, y_a, text: Text | None, prompts: Tensor | None, conditions: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, list[Modulation | None], Modulation | tuple[None, None]]:
+        """c_v, c_a (B,T,D), and the modulation of blocks and heads where it is known."""
+        if conditions is not None:
+            return self._parted(*conditions)
+        return *self._embedded(t, y, t_a, y_a, text, prompts), [None] * len(self.blocks), (None, None)
+
+    def _through_blocks(
+        self, v: Tensor, a: Tensor, conditioned: tuple, lead: int, recalls: Iterable[Recall] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B,T,L,D), (B,T,S,D) after all blocks, of frames of which `lead` are those of a memory."""
+        c_v, c_a, of_blocks, _ = conditioned
+        T, at = v.shape[1] - lead, None
+        of_frames = self.video_frame_pos[:T], self.audio_frame_pos[:T]
+        if lead:
+            of_memory = self.video_memory_pos, self.audio_memory_pos
+            of_frames = tuple(torch.cat(pair) for pair in zip(of_memory, of_frames))
+            at = torch.tensor([-age for age in reversed(self.memory_ages)] + [*range(T)], device=v.device)
+        x = self.video_embed(v) + of_frames[0][:, None] + self.video_patch_pos
+        z = self.audio_embed(a) + of_frames[1][:, None] + self.audio_mel_pos
+        for block, modulation, recall in zip(self.blocks, of_blocks, recalls or repeat(None)):
+            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation, at, recall)
+        return x, z
 
     def conditions(
         self,
@@ -318,7 +319,9 @@ class FLAV(
             y = torch.full((t.shape[0],), self.num_classes, device=t.device)
         return table(y if y.ndim == 2 else y.unsqueeze(1))
 
-    def _check(self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None, text: Text | None, prompts) -> None:
+    def _check(
+        self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None, text: Text | None, prompts, lead: int, memory: bool
+    ) -> None:
         video, audio = self.frame_shapes
         B, T = v.shape[:2]
         if v.shape[2:] != video or a.shape != (B, T, *audio) or t.shape != (B, T):
@@ -326,8 +329,13 @@ class FLAV(
                 f"v {tuple(v.shape)}, a {tuple(a.shape)}, t {tuple(t.shape)} do not fit this model; it takes "
                 f"v (B, T, {', '.join(map(str, video))}), a (B, T, {', '.join(map(str, audio))}), t (B, T)"
             )
-        if T > self.predict_frames:
-            raise ValueError(f"{T} frames are more than the window of {self.predict_frames} this model was built for")
+        if memory != bool(self.memory_ages):
+            told = f"a memory of ages {self.memory_ages}; give it" if self.memory_ages else "no memory; leave it out"
+            raise ValueError(f"this model has {told}")
+        if T - lead > self.predict_frames:
+            raise ValueError(
+                f"{T - lead} frames are more than the window of {self.predict_frames} this model was built for"
+            )
         if y is not None and not self.conditional:
             raise ValueError("y was given to an unconditional model (num_classes 0); leave it out")
         given = prompts if text is None else text.tokens
@@ -345,19 +353,9 @@ class FLAV(
         """Write config.json and model.safetensors with the released key names; fusion c only.
 
         Raises:
-            ValueError: the model has a fusion, a place of it or a prediction that the released code does not know.
+            ValueError: the model has what the released code does not know: a memory, or another fusion or prediction.
         """
-        config = dict(self._hub_mixin_config)
-        blocks, times = config.pop("fusion_blocks", None), config.pop("conditioning_times", None)
-        if blocks is not None or times is not None:
-            raise ValueError(f"a fusion in blocks {blocks} held at times {times} has no released form; only one in all "
-                             "blocks, trained jointly")  # fmt: skip
-        fusion, prediction = config.pop("fusion", "c"), config.pop("prediction", "velocity")
-        if (fusion, prediction) != ("c", "velocity"):
-            raise ValueError(f"fusion {fusion!r} with prediction {prediction!r} has no released form; only c, velocity")
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
-        official.save(self.state_dict(), folder / "model.safetensors")
+        official.export(self, folder)
 
 
 def _check_architecture(latent_size: int, patch_size: int, fusion: str, prediction: str) -> None:
@@ -369,6 +367,20 @@ def _check_architecture(latent_size: int, patch_size: int, fusion: str, predicti
         raise ValueError(f"fusion {fusion!r} is unknown; choose one of {', '.join(FUSIONS)}")
     if prediction not in ("velocity", "data"):
         raise ValueError(f"prediction {prediction!r} is unknown; choose velocity or data")
+
+
+def _ages(ages: Sequence[int] | None, causal: bool) -> tuple[int, ...]:
+    """Ages of a memory, rising.
+
+    Raises:
+        ValueError: they are not whole numbers above 0, each once, or frames see later ones.
+    """
+    ages = tuple(ages or ())
+    if any(type(age) is not int or age < 1 for age in ages) or len({*ages}) < len(ages):
+        raise ValueError(f"memory ages {list(ages)} are not whole numbers above 0, each once; take 1 2 4 8 16 28")
+    if ages and not causal:
+        raise ValueError("a memory that sees the window would change with it; leave --no-causal-attn out")
+    return tuple(sorted(ages))
 
 
 def _preset(depth: int, hidden_size: int, num_heads: int, patch_size: int, **more) -> dict:

@@ -10,7 +10,8 @@ from models.system_costs import TIME_FEATURES, Costs, Linear, Piece, widths
 
 
 class _Sizes(NamedTuple):
-    """What costs depend on: a configuration, `batch` clips and a window of T frames of L video and S audio tokens."""
+    """What costs depend on: a configuration, `batch` clips and T frames of L video and S audio tokens, of which the
+    first are those of a memory."""
 
     D: int
     hidden: int  # width inside a feed-forward
@@ -26,6 +27,12 @@ class _Sizes(NamedTuple):
     causal: bool
     batch: int
     T: int
+    memory: int
+
+    @property
+    def of_window(self) -> "_Sizes":
+        """Of the frames that have a velocity."""
+        return self._replace(T=self.T - self.memory)
 
     @property
     def frames(self) -> int:
@@ -42,7 +49,7 @@ class _Sizes(NamedTuple):
 
 @dataclass(frozen=True)
 class FLAVCosts(Costs):
-    """Costs of FLAV(**config) on windows of T frames, of the longest if none is given.
+    """Costs of FLAV(**config) on windows of T frames, of the longest if none is given, after the frames of a memory.
 
     A causal mask does not lower the operations, but fusions that attend over frames read prefixes of whole frames
     instead of a mask, and only those are counted.
@@ -67,7 +74,7 @@ class FLAVCosts(Costs):
 
     def outer(self, batch: int, precision: str) -> list[Piece]:
         s = _sizes(self.arguments, batch, self.T)
-        tables = s.L + s.S + 2 * s.window + 2 * s.label_rows  # rows of width D
+        tables = s.L + s.S + 2 * (s.window + s.memory) + 2 * s.label_rows  # rows of width D
         kept = _outer_bytes(s, *widths(precision))
         more = tables * s.D + s.text  # the null text
         if self.stage is None:
@@ -99,7 +106,7 @@ def _sizes(c: dict, batch: int, T: int | None) -> _Sizes:
     """Sizes of FLAV(**c) called on `batch` windows of T frames; None is the longest window."""
     _check_architecture(c["latent_size"], c["patch_size"], c["fusion"], c["prediction"])
     window, classes = c["predict_frames"], c["num_classes"] or 0
-    T = window if T is None else T
+    T, memory = window if T is None else T, len(c["memory_ages"] or ())
     if batch < 1 or not 1 <= T <= window:
         raise ValueError(f"batch {batch} of {T} frames does not fit; give at least 1 clip and 1 to {window} frames")
     return _Sizes(
@@ -116,7 +123,8 @@ def _sizes(c: dict, batch: int, T: int | None) -> _Sizes:
         fusion=c["fusion"],
         causal=c["causal_attn"],
         batch=batch,
-        T=T,
+        T=memory + T,
+        memory=memory,
     )
 
 
@@ -128,11 +136,11 @@ def _first_linears(s: _Sizes) -> list[Linear]:
 def _later_linears(s: _Sizes) -> list[Linear]:
     """Maps of conditions: of time embedders, of text, whose input may be the learned null text, and of the heads."""
     texts = 2 * [(s.batch, s.text, s.D)] if s.text else []
-    return [*2 * [(s.frames, s.D, s.D)], *texts, *2 * [(s.frames, s.D, 2 * s.D)]]
+    return [*2 * [(s.frames, s.D, s.D)], *texts, *2 * [(s.of_window.frames, s.D, 2 * s.D)]]
 
 
 def _heads(s: _Sizes) -> list[Linear]:
-    return [(s.N_v, s.D, s.patch), (s.N_a, s.D, s.mels)]
+    return [(s.of_window.N_v, s.D, s.patch), (s.of_window.N_a, s.D, s.mels)]
 
 
 def _token_linears(s: _Sizes) -> list[Linear]:
@@ -240,6 +248,7 @@ def _outer_bytes(s: _Sizes, stream: int, narrow: int) -> int:
     inputs = narrow * (s.N_v * s.patch + s.N_a * s.mels)
     conditions = 2 * (narrow * (TIME_FEATURES + 2 * s.D) + _condition(s, stream, narrow))
     adaln = 4 * narrow * s.D
-    heads = (s.N_v + s.N_a) * (_normed(s.D, stream) + narrow * s.D)
+    tokens, shown = s.N_v + s.N_a, s.of_window.N_v + s.of_window.N_a
+    heads = shown * (_normed(s.D, stream) + narrow * s.D) + (tokens - shown) * stream * s.D  # of which they are a view
     texts = 2 * narrow * s.batch * s.text
-    return inputs + s.frames * (conditions + adaln) + heads + texts
+    return inputs + s.frames * conditions + s.of_window.frames * adaln + heads + texts

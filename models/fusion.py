@@ -3,8 +3,9 @@
 A fusion is called between the attentions and the feed-forwards as `fusion(v, a, c_v, c_a, causal)` with video tokens
 v (B,T,L,D), audio tokens a (B,T,S,D) and the conditions c_v, c_a (B,T,D) of both branches. It returns
 `(v, a, m_v, m_a)`: the tokens, and the conditions that modulate both feed-forwards. In units of one frame, token l of
-video frame k stands at time k and audio token s of it at k + s/S, so a block that wants times has them from the shapes.
-`carries` names the sides that reach the other one.
+video frame k stands at time k and audio token s of it at k + s/S; `at` (T,) are the numbers k, 0 to T - 1 if None.
+`recall` are keys and values of frames before these, or where to note those of these. `carries` names the sides that
+reach the other one.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers import Attention, Mlp, add_gated, modulate, norm, rotated
+from models.layers import Attention, Mlp, Recall, add_gated, modulate, norm, rotated
 
 Fused = tuple[Tensor, Tensor, Tensor, Tensor]
 CONDITIONING_TIMES = (0.96, 0.8)  # of a given picture and of a given sound, as AV-Link holds them (Sec. 4.4)
@@ -35,7 +36,7 @@ class NoFusion(Fusion):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> Fused:
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, at=None, recall=None) -> Fused:
         return v, a, c_v, c_a
 
 
@@ -46,10 +47,10 @@ class JointAttention(Fusion):
         super().__init__()
         self.attn = Attention(dim, num_heads)
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> Fused:
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, at=None, recall=None) -> Fused:
         joint = torch.cat([v, a], dim=2)  # (B,T,L+S,D)
         T = joint.shape[1]
-        out = seen_by_frames(*self.attn.heads(norm(joint).flatten(1, 2)), T, causal)
+        out = seen_by_frames(*self.attn.heads(norm(joint).flatten(1, 2)), T, causal, recall)
         joint = joint + self.attn.proj(rearrange(out, "b h (t n) d -> b t n (h d)", t=T))
         return *joint.split([v.shape[2], a.shape[2]], dim=2), c_v, c_a
 
@@ -60,7 +61,7 @@ class PooledExchange(Fusion):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> Fused:
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, at=None, recall=None) -> Fused:
         return v, a, a.mean(2), v.mean(2)
 
 
@@ -76,7 +77,7 @@ class ConditionedExchange(Fusion):
         """(B,T,N,D) -> (B,T,D)."""
         return x.mean(2)
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> Fused:
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, at=None, recall=None) -> Fused:
         return v, a, self.from_audio(self.pool(a)) + c_v, self.from_video(self.pool(v)) + c_a
 
 
@@ -104,16 +105,17 @@ class Adaptor(Fusion):
         self.cross = nn.ModuleDict({"query": nn.Linear(dim, dim), "key_value": nn.Linear(dim, 2 * dim)})
         self.cross["proj"] = nn.Linear(dim, dim)
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> Fused:
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, at=None, recall=None) -> Fused:
         T, heads = v.shape[1], self.patch_attn.num_heads
-        of_patches, of_sound = (x.flatten() for x in times(v, a))
+        recalls = [recall and recall.of(part) for part in ("patches", "sound")]
+        of_patches, of_sound = (x.flatten() for x in times(v, a, at))
         q, k, w = self.patch_attn.heads(norm(v).flatten(1, 2))
-        seen = seen_by_frames(*rotated(torch.stack([q, k]), of_patches), w, T, causal)
+        seen = seen_by_frames(*rotated(torch.stack([q, k]), of_patches), w, T, causal, recalls[0])
         shown = self.patch_attn.proj(seen.transpose(1, 2).flatten(2)).to(v.dtype)  # under autocast as wide as outside
         shown = self.linear(self.norm(shown))  # (B,T*L,D)
         q = self.cross["query"](norm(a).flatten(1, 2)).unflatten(-1, (heads, -1)).transpose(1, 2)
         k, w = self.cross["key_value"](shown).unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        heard = seen_by_frames(rotated(q, of_sound), rotated(k, of_patches), w, T, causal)
+        heard = seen_by_frames(rotated(q, of_sound), rotated(k, of_patches), w, T, causal, recalls[1])
         return v, a + self.cross["proj"](heard.transpose(1, 2).flatten(2)).view_as(a), c_v, c_a
 
 
@@ -157,38 +159,46 @@ class Link(Fusion):
         check_heads(dim, num_heads)
         self.video, self.audio = LinkSide(dim, num_heads), LinkSide(dim, num_heads)
 
-    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool) -> Fused:
+    def forward(self, v: Tensor, a: Tensor, c_v: Tensor, c_a: Tensor, causal: bool, at=None, recall=None) -> Fused:
         T, both = v.shape[1], F.silu(torch.cat([c_v, c_a], dim=-1))
         (x_v, heads_v, m_v), (x_a, heads_a, m_a) = self.video.inside(v, both), self.audio.inside(a, both)
         q, k, w = (torch.cat(pair, dim=3).flatten(2, 3) for pair in zip(heads_v, heads_a))
-        q, k = rotated(torch.stack([q, k]), torch.cat(times(v, a), dim=1).flatten())
-        seen = rearrange(seen_by_frames(q, k, w, T, causal), "b h (t n) d -> b t n (h d)", t=T)
+        q, k = rotated(torch.stack([q, k]), torch.cat(times(v, a, at), dim=1).flatten())
+        seen = rearrange(seen_by_frames(q, k, w, T, causal, recall), "b h (t n) d -> b t n (h d)", t=T)
         seen_v, seen_a = (x.contiguous() for x in seen.split([v.shape[2], a.shape[2]], dim=2))
         return v + self.video.outside(x_v, seen_v, m_v), a + self.audio.outside(x_a, seen_a, m_a), c_v, c_a
 
 
-def seen_by_frames(q: Tensor, k: Tensor, w: Tensor, T: int, causal: bool) -> Tensor:
+def seen_by_frames(q: Tensor, k: Tensor, w: Tensor, T: int, causal: bool, recall: Recall | None = None) -> Tensor:
     """Attention among the tokens of T frames: q (B,heads,T*n,d), keys k and values w (B,heads,T*m,d) -> as q.
 
     causal: a frame sees whole frames up to its own, so its keys are a prefix: slices need no mask and waste no product.
+    recall: of frames before these, which all see.
     """
+    n, m = q.shape[2] // T, k.shape[2] // T
+    if recall is not None:
+        k, w = recall(k, w)
     if not causal or T == 1:
         return F.scaled_dot_product_attention(q, k, w)
-    n, m = q.shape[2] // T, k.shape[2] // T
-    frames = [(slice(i * n, (i + 1) * n), slice((i + 1) * m)) for i in range(T)]
+    before = k.shape[2] - T * m
+    frames = [(slice(i * n, (i + 1) * n), slice(before + (i + 1) * m)) for i in range(T)]
     return torch.cat(
         [F.scaled_dot_product_attention(q[:, :, now], k[:, :, past], w[:, :, past]) for now, past in frames], 2
     )
 
 
-def times(v: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+def times(v: Tensor, a: Tensor, at: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """When the tokens v (B,T,L,D) and a (B,T,S,D) stand, in mel frames since the window began: (T,L) and (T,S).
 
     A frame's patches stand where it begins, as its first mel frame does. Rotary positions compare times, so it does not
     matter where a window begins in its stream.
+
+    Args:
+        at: numbers (T,) of the frames, below 0 before the window; 0 to T - 1 if None.
     """
     (T, L), S = v.shape[1:3], a.shape[2]
-    mel = torch.arange(T * S, device=a.device).view(T, S)
+    at = torch.arange(T, device=a.device) if at is None else at
+    mel = at.unsqueeze(1) * S + torch.arange(S, device=a.device)
     return mel[:, :1].expand(T, L), mel
 
 

@@ -60,6 +60,39 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
+Shown = tuple[Tensor, Tensor]  # keys and values, (N,heads,L,d) each
+
+
+class Recall:
+    """Keys and values of leading frames, which later ones see and do not change: noted once, then set before theirs.
+
+    Args:
+        kept: by name of an attention, as an earlier `Recall` noted them; None to note them. name: of whose these are.
+    """
+
+    def __init__(self, kept: dict[str, Shown] | None = None, name: str = ""):
+        self.noting, self.kept, self.name = kept is None, {} if kept is None else kept, name
+
+    def of(self, part: str) -> "Recall":
+        """That of a part."""
+        recall = Recall(self.kept, f"{self.name}.{part}" if self.name else part)
+        recall.noting = self.noting
+        return recall
+
+    def __call__(self, k: Tensor, w: Tensor) -> Shown:
+        """Keys and values of an attention, behind those that are recalled."""
+        if self.noting:
+            self.kept[self.name] = k, w
+            return k, w
+        return tuple(torch.cat(pair, 2) for pair in zip(self.kept[self.name], (k, w)))
+
+
+@lru_cache(maxsize=64)
+def after(tokens: int, before: int, device: torch.device) -> Tensor:
+    """Mask (tokens, before + tokens) of a causal attention whose tokens follow `before` others."""
+    return torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention inside each sequence of tokens; `heads` is apart for masks that are slices of keys."""
 
@@ -75,9 +108,16 @@ class Attention(nn.Module):
         """(N, L, D) -> queries, keys, values, each (N, heads, L, D / heads)."""
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """(N, L, D) -> (N, L, D); causal: token i sees tokens 0..i."""
-        out = F.scaled_dot_product_attention(*self.heads(x), is_causal=causal)
+    def forward(self, x: Tensor, causal: bool = False, recall: "Recall | None" = None) -> Tensor:
+        """(N, L, D) -> (N, L, D); causal: token i sees tokens 0..i, and all that is recalled.
+
+        recall: what earlier tokens showed, or where to note what these show.
+        """
+        q, k, w = self.heads(x)
+        if recall is not None:
+            k, w = recall(k, w)
+        mask = after(q.shape[2], k.shape[2] - q.shape[2], q.device) if causal and k.shape[2] > q.shape[2] else None
+        out = F.scaled_dot_product_attention(q, k, w, attn_mask=mask, is_causal=causal and mask is None)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 

@@ -1,5 +1,6 @@
 """Released checkpoints <-> ours: key names, shapes, and the order in which modulation vectors are chunked."""
 
+import json
 import re
 from pathlib import Path
 
@@ -85,3 +86,24 @@ def _swap_shift_and_scale(state: dict[str, Tensor]) -> dict[str, Tensor]:
             first, second, gate = state[key].chunk(3)
             state[key] = torch.cat([second, first, gate])
     return state
+
+
+def export(model, folder: Path) -> None:
+    """Write a FLAV's config.json and model.safetensors with the released key names; fusion c only.
+
+    Raises:
+        ValueError: the model has what the released code does not know.
+    """
+    config = dict(model._hub_mixin_config)
+    blocks, times = config.pop("fusion_blocks", None), config.pop("conditioning_times", None)
+    if blocks is not None or times is not None:
+        raise ValueError(f"a fusion in blocks {blocks} held at times {times} has no released form; only one in all "
+                         "blocks, trained jointly")  # fmt: skip
+    if ages := config.pop("memory_ages", None):
+        raise ValueError(f"a memory of ages {ages} has no released form; only a model without one")
+    fusion, prediction = config.pop("fusion", "c"), config.pop("prediction", "velocity")
+    if (fusion, prediction) != ("c", "velocity"):
+        raise ValueError(f"fusion {fusion!r} with prediction {prediction!r} has no released form; only c, velocity")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    save(model.state_dict(), folder / "model.safetensors")

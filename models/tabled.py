@@ -1,14 +1,24 @@
 """A model whose conditions are looked up: the times of sampling are known before its first step."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.flav import FLAV
+from models.flav import FLAV, Kept
 
 ROWS = 1024  # largest table, 350 kB a row for FLAV-B/1 in float32
+
+
+class Remembered(Protocol):
+    """Clean frames of the past: v (B,K,C,H,W), a (B,K,S,M) on the device; t (B,K) and labels y or None on the CPU."""
+
+    v: Tensor
+    a: Tensor
+    t: Tensor
+    y: Tensor | None
 
 
 class TabledFLAV:
@@ -27,15 +37,36 @@ class TabledFLAV:
         schedule = [] if steps is None else [s / steps for s in range(steps + 1)]
         self.times = torch.tensor([*schedule, *(model.conditioning_times or ())], dtype=torch.float64)
         self.video = self.audio = None  # (labels * times, K) each, as of `FLAV.conditions`
+        self._kept = None, None  # a memory, and what it shows to the window: computed once for all steps of a frame
         self.starts = torch.full((model.num_classes + 2,), -1)  # first row of each label from -1 on; -1: no rows
 
     def __call__(
-        self, v: Tensor, a: Tensor, t: Tensor, y: Tensor | None = None, t_a: Tensor | None = None
+        self,
+        v: Tensor,
+        a: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        t_a: Tensor | None = None,
+        memory: Remembered | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `FLAV.forward`; t, t_a and y lie on the CPU, where choosing a row waits for no device."""
-        conditions = self.conditions(t, y, t if t_a is None else t_a)
+        """As `FLAV.forward`; t, t_a and y lie on the CPU, where choosing a row waits for no device.
+
+        memory: of the clips, if the model has one; what it shows is kept for calls with the very same.
+        """
+        conditions, kept = self.conditions(t, y, t if t_a is None else t_a), self._shown_by(memory)
         t, y, t_a = (None if x is None else x.to(v.device, non_blocking=True) for x in (t, y, t_a))
-        return self.model(v, a, t, y, t_a, prompts=self.prompts(), conditions=conditions)
+        return self.model(v, a, t, y, t_a, prompts=self.prompts(), conditions=conditions, kept=kept)
+
+    @torch.no_grad()
+    def _shown_by(self, memory: Remembered | None) -> Kept | None:
+        if memory is None:
+            return None
+        if self._kept[0] is not memory:
+            v, a = (x.to(self.model.video_patch_pos.dtype) for x in (memory.v, memory.a))
+            t, y = (None if x is None else x.to(v.device, non_blocking=True) for x in (memory.t, memory.y))
+            conditions = self.conditions(memory.t, memory.y, memory.t)
+            self._kept = memory, self.model.remember(v, a, t, y, self.prompts(), conditions)
+        return self._kept[1]
 
     def conditions(self, t: Tensor, y: Tensor | None, t_a: Tensor) -> tuple[Tensor, Tensor] | None:
         """Rows of the tables for (B,T) times; None where there is one that the tables lack."""

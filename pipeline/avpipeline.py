@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion.guidance import Guidance, class_guided
+from diffusion.memory import Memory, remembered
 from diffusion.rolling import Window, roll, start
 from models import FLAV, TabledFLAV, load_model
 from models.checkpoint import Pretrained
@@ -193,14 +194,18 @@ class AVPipeline:
                 f"labels {tuple(y.shape)} do not fit {len(samples)} samples and a window of "
                 f"{self.model.predict_frames} frames; give one label, (samples,) or (samples, frames) of them"
             )
-        T, shapes = self.model.predict_frames, self.model.frame_shapes
-        return self.placed(start(T, shapes, seed, torch.tensor(samples), y))
+        T, shapes, past = self.model.predict_frames, self.model.frame_shapes, max(self.model.memory_ages, default=0)
+        return self.placed(start(T, shapes, seed, torch.tensor(samples), y, past=past))
+
+    def memory(self) -> Callable[[Window], Memory] | None:
+        """What the model remembers beyond a window, as `advance` asks for it; None if it remembers nothing."""
+        return remembered(self.model.memory_ages) if self.model.memory_ages else None
 
     def placed(self, window: Window) -> Window:
         """The window on this pipeline's device, its frames in float32 at least."""
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        v, a = (x.to(self.device, dtype) for x in (window.v, window.a))
-        return replace(window, v=v, a=a)
+        media = {name: getattr(window, name) for name in ("v", "a", "past_v", "past_a")}
+        return replace(window, **{name: x if x is None else x.to(self.device, dtype) for name, x in media.items()})
 
     @torch.no_grad()
     def sample(
@@ -221,7 +226,7 @@ class AVPipeline:
             samples: number of each stream under the seed. frames: length of each. y, seed: as of `windows`.
             num_timesteps: steps n per frame. cfg_scale, negative: as of `velocity`. known, guidance: as in `advance`.
         """
-        how = dict(known=known, guidance=guidance, skip=self.skip)
+        how = dict(known=known, guidance=guidance, skip=self.skip, memory=self.memory())
         velocity = self.velocity(cfg_scale, num_timesteps, negative)
         emitted = list(roll(self.windows(samples, y, seed), velocity, num_timesteps, frames, **how))
         v, a = torch.stack([e.v for e in emitted], 1), torch.stack([e.a for e in emitted], 1)
@@ -244,10 +249,12 @@ class AVPipeline:
 
         The last T frames become the window as it is while rolling at w = 1, frame k at t_k = 1 - (k + 1)/T; a shorter
         clip becomes the first frames of a window that pre-rolls. Each real frame stays on its line t x + (1 - t) eps
-        until it leaves: exactly the points that training shows the model for such a window.
+        until it leaves: exactly the points that training shows the model for such a window. A memory holds the frames
+        before these.
 
         Args:
-            frames: (F,3,H,W) in [-1,1], as `data.frames.fit` makes them; the last T of a clip are enough.
+            frames: (F,3,H,W) in [-1,1], as `data.frames.fit` makes them; the last T of a clip are enough, and what the
+                memory reaches.
             wave: (F * samples_per_frame + 2 * context,) with its context.
             before: frames of the clip before those given.
         """
@@ -257,6 +264,7 @@ class AVPipeline:
         window = self.windows([sample], y, seed)
         first = before + len(frames) - past
         window = replace(window, first=window.first + first, step=window.step + (past - 1) * rolling)
+        window = _remembering(window, mean[0, :-past], a[0, :-past])
         return replace(self._state(window, 1), past=Past(mean[0, -past:], a[0, -past:], first, seed))
 
     def _state(self, window: Window, num_timesteps: int) -> StreamState:
@@ -302,6 +310,15 @@ class AVPipeline:
             for name, weight in part.state_dict().items():
                 digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _remembering(window: Window, v: Tensor, a: Tensor) -> Window:
+    """A window of one row whose past ends with frames v (P,C,h,w), a (P,S,M), if it keeps one."""
+    if window.past_v is None or not len(v):
+        return window
+    pasts = (torch.cat([past, x.to(past)[None]], 1)[:, -past.shape[1] :] for past, x in
+             ((window.past_v, v), (window.past_a, a)))  # fmt: skip
+    return replace(window, **dict(zip(("past_v", "past_a"), pasts)))
 
 
 def pipeline_of(

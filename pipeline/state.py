@@ -87,8 +87,8 @@ class StreamState:
         """Write a safetensors file with `facts` beside the state; it appears complete or not at all."""
         window = self.window
         if self.said and self.said.texts:
-            said, y = self.said.only(window.y)
-            window, facts = replace(window, y=y), {**facts, "prompts": said.texts}
+            said, window = self._said_of(window)
+            facts = {**facts, "prompts": said.texts}
         tensors = {f"window.{k}": x for k, x in vars(window).items() if x is not None}
         tensors |= {"said.vectors": said.vectors} if "prompts" in facts else {}
         tensors |= {"v": self.v, "a": self.a, "sound": self.sound}
@@ -101,6 +101,14 @@ class StreamState:
         tensors = {k: x.cpu().contiguous() for k, x in tensors.items()}
         part.write_bytes(save(tensors, {"facts": json.dumps(facts)}))  # save_file lets nobody else read
         part.replace(path)
+
+    def _said_of(self, window: Window) -> tuple[Said, Window]:
+        """The texts of a window and of its past, and it with labels among these."""
+        if window.past_y is None:
+            said, y = self.said.only(window.y)
+            return said, replace(window, y=y)
+        said, y = self.said.only(torch.cat([window.past_y, window.y], 1))
+        return said, replace(window, past_y=y[:, : -window.T], y=y[:, -window.T :])
 
     @classmethod
     def load(cls, path: Path) -> tuple["StreamState", dict]:
@@ -136,6 +144,7 @@ def _check(state: StreamState, facts: dict) -> None:
     if not 0 <= int(window.step) < n * (window.T if window.v.ndim == 5 else 0) or int(window.first) < len(state.v):
         raise ValueError("its counters are out of range")
     frames = [(state.v, state.a), *([(state.past.v, state.past.a)] if state.past else [])]
+    frames += [(window.past_v[0], window.past_a[0])] if window.past_v is not None else []
     shapes = [(x.shape[1:], window.v.shape[2:], y.shape[1:], window.a.shape[2:]) for x, y in frames]
     if any(v != of_v or a != of_a for v, of_v, a, of_a in shapes) or state.sound.ndim != 1:
         raise ValueError("its frames differ in shape")
@@ -150,7 +159,8 @@ def _check(state: StreamState, facts: dict) -> None:
 
 
 def _check_said(state: StreamState) -> None:
-    said, y = state.said, state.window.y
+    said, y, past = state.said, state.window.y, state.window.past_y
+    y = y if past is None or y is None else torch.cat([past, y], 1)
     if said and (not all(isinstance(text, str) for text in said.texts) or said.vectors.ndim != 2):
         raise ValueError("its prompts are no texts")
     if said and (len(said.vectors) != len(said.texts) or y is None or not NULL_TEXT <= int(y.min())):

@@ -117,7 +117,7 @@ class Streams:
         self.rows: dict[str, _Row] = {}  # in the order of the window's rows
         self.window: Window | None = None
         self.waiting: dict[str, _Waiting] = {}
-        self._known = None
+        self._known, self._memory = None, pipe.memory()
 
     def join(
         self,
@@ -146,7 +146,10 @@ class Streams:
             state = replace(state, sound=state.sound[:0], voice={})
         window = self.pipe.placed(state.window)
         if state.said and state.said.texts:
-            window = replace(window, y=self.pipe.prompts.take(state.said)[window.y])
+            places = self.pipe.prompts.take(state.said)
+            window = replace(
+                window, y=places[window.y], past_y=None if window.past_y is None else places[window.past_y]
+            )
         if labels:
             window = replace(window, y=torch.tensor([[labels(int(k)) for k in window.frames[0]]]))
         self.waiting = self.waiting | {name: self._begun(state)}
@@ -224,6 +227,7 @@ class Streams:
             guidance=self.guidance,
             frames=frames,
             skip=self.pipe.skip,
+            memory=self._memory,
         )
         if emitted is None:
             return []

@@ -12,6 +12,8 @@ from diffusion.pairing import paired
 from diffusion.times import draw_times, logit_normal_times
 from models.text import Text
 
+FORGET = 0.1  # share of the clips that roll, which have no memory
+
 
 class Draws:
     """The random part of a step: what the loss needs, as functions of (seed, step, place in the global batch).
@@ -25,6 +27,8 @@ class Draws:
         cuts: share of clips that become, from a frame on, the clip beside them in the batch if it has another label;
             so frames learn to follow their own label, not the frames before.
         texts: captions -> Text, for a model with text; labels are then the captions of each clip's file.
+        ages: of the frames of a memory, which come before those of a clip; shapes count them. A clip in pre-rolling has
+            none, as a stream that begins, nor has a share FORGET of the others.
     """
 
     def __init__(
@@ -38,19 +42,21 @@ class Draws:
         independent: float = 0.0,
         texts: Callable[[Tensor], Text] | None = None,
         cuts: float = 0.0,
+        ages: Sequence[int] = (),
     ):
-        self.texts, self.cuts = texts, cuts
+        self.texts, self.cuts, self.ages = texts, cuts, torch.tensor(sorted(ages, reverse=True))
         self.seed, self.rows, self.shapes = seed, rows, shapes
         self.theta, self.drop, self.null_label, self.independent = theta, drop, null_label, independent
 
-    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
+    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor, start: Tensor | None = None) -> dict:
         """Arguments of `flow_loss` for latents (B,T,...) of this process's clips.
 
-        y: on the CPU, (B,), or with texts (B,K), captions of a clip before -1 that fill the row.
+        On the CPU: y (B,), or with texts (B,K), captions of a clip before -1 that fill the row; start (B,), where the
+        clips begin in their files, for a memory.
         """
         drawn, v, noise = self._drawn(step, mean, std)
-        times = tuple(sent(t, mean.device) for t in self._times(drawn))
-        shares = self._shares(drawn, mean.device)
+        times = tuple(sent(t, mean.device) for t in self._remembering(self._times(drawn), drawn, start))
+        shares = self._shares(drawn, mean.device) | ({"memory": True} if len(self.ages) else {})
         if self.null_label is None:
             return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), y=None, **shares)
         y = chosen_captions(y, drawn.caption) if self.texts else y
@@ -59,6 +65,21 @@ class Draws:
         v, a = (x if cut is None else spliced(x, cut) for x in (v, a))
         said = self._said(y, cut, mean)
         return dict(v=v, a=a, times=times, noise=self._paired(noise, (v, a)), **said, **shares)
+
+    @property
+    def window(self) -> int:
+        """Frames of a clip without those of its memory."""
+        return self.shapes[0][0] - len(self.ages)
+
+    def _remembering(
+        self, times: tuple[Tensor, Tensor], drawn: TrainingDraws, start: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Times (B,K + T): 1 of the memory's frames that are there, 0 of the others, before those of the clip's."""
+        if not len(self.ages):
+            return times
+        forgotten = (drawn.pre_rolling < self.theta) | (drawn.forget < FORGET)
+        there = (start.unsqueeze(1) >= self.ages) & ~forgotten.unsqueeze(1)
+        return tuple(torch.cat([there.to(t), t], 1) for t in times)
 
     def _drawn(self, step: int, mean: Tensor, std: Tensor) -> tuple[TrainingDraws, Tensor, tuple[Tensor, Tensor]]:
         """All that is random in a step; a draw of the picture's latents, and the noise of both sides, on the device."""
@@ -73,10 +94,11 @@ class Draws:
 
     def _cut(self, drawn: TrainingDraws, y: Tensor) -> Tensor:
         """(B,T) bool, the frames that become those of the clip beside, where both have labels, and not the same."""
-        T, other = self.shapes[0][0], beside(y)
+        T, other = self.window, beside(y)
         drawn_so = (drawn.cut < self.cuts) & (y != other) & (y != self.null_label) & (other != self.null_label)
         first = 1 + (drawn.cut_at * (T - 1)).long()
-        return drawn_so.unsqueeze(1) & (torch.arange(T) >= first.unsqueeze(1))
+        cut = drawn_so.unsqueeze(1) & (torch.arange(T) >= first.unsqueeze(1))
+        return torch.nn.functional.pad(cut, (len(self.ages), 0))  # what is remembered is the clip's own
 
     def _said(self, y: Tensor, cut: Tensor | None, like: Tensor) -> dict:
         """Labels (B,), or text, of clips; of each frame where clips are cut."""
@@ -91,7 +113,7 @@ class Draws:
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:
         """Times (B,T) of video and audio."""
-        early, T = drawn.pre_rolling < self.theta, self.shapes[0][0]
+        early, T = drawn.pre_rolling < self.theta, self.window
         t, t_a = draw_times(drawn.w, early, T), draw_times(drawn.w_a, early, T)
         return paired_times(t, t_a, drawn.independent, self.independent)
 
@@ -160,7 +182,7 @@ class ClipDraws(Draws):
         self.drawn_as, self.pairing = partial(TIMES[sampling], **(spread or {})), pairing
         self.called = {"alone": alone} if alone else {}
 
-    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
+    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor, start: Tensor | None = None) -> dict:
         return super().__call__(step, mean, std, a, y) | self.called
 
     def _times(self, drawn: TrainingDraws) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """From a folder of videos to what the model sees: fitted codecs, measured scales, files encoded once."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -155,13 +155,21 @@ def encode_files(
         item = dataset.file(i)
         mean, std, a = codec.encode(item["frames"][None].to(device), item["wave"][None].to(device))
         files.append(EncodedFile(mean[0].cpu(), std[0].cpu(), a[0].cpu(), item["y"], item["path"]))
-    return LatentDataset(files, dataset.clip_frames)
+    return LatentDataset(files, dataset.clip_frames, dataset.ages)
 
 
-def encode_batch(batch: dict, codec: AVCodec, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """mean, std (B,T,C,h,w), a (B,T,S,M) of a batch on the device, come it as videos or as latents; and its labels."""
+def encode_batch(
+    batch: dict, codec: AVCodec, device: torch.device, dtype: torch.dtype, ages: Sequence[int] = ()
+) -> tuple[Tensor, ...]:
+    """mean, std (B,T,C,h,w), a (B,T,S,M) of a batch on the device, come it as videos or as latents; labels and starts.
+
+    ages: of the frames of a memory, which come before the clip's.
+    """
     if "frames" in batch:
-        encoded = codec.encode(*(batch[key].to(device, non_blocking=True) for key in ("frames", "wave")))
+        mean, std, a = codec.encode(*(batch[key].to(device, non_blocking=True) for key in ("frames", "wave")))
+        oldest = max(ages, default=0)
+        picked = [oldest - age for age in sorted(ages, reverse=True)] + [*range(oldest, a.shape[1])]
+        encoded = mean, std, a[:, picked] if ages else a
     else:
         encoded = (batch[key].to(device, non_blocking=True) for key in ("mean", "std", "a"))
-    return *(x.to(dtype) for x in encoded), batch["y"]
+    return *(x.to(dtype) for x in encoded), batch["y"], batch["start"]

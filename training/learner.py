@@ -121,7 +121,7 @@ def _parted(inputs: dict, parts: int) -> Iterator[dict]:
     size = len(inputs["v"]) // parts
 
     def cut(x, rows: slice):
-        if x is None or isinstance(x, str):
+        if x is None or isinstance(x, str | bool):
             return x
         return tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows]
 

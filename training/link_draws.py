@@ -43,7 +43,7 @@ class LinkDraws(Draws):
         self.made, self.conditioning_times, self.reinject = made, conditioning_times, reinject
         self.drawn_as = partial(logit_normal_times, **{"mean": -1.0, "std": 1.0, **(spread or {})})
 
-    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor) -> dict:
+    def __call__(self, step: int, mean: Tensor, std: Tensor, a: Tensor, y: Tensor, start: Tensor | None = None) -> dict:
         """Arguments of `flow_loss` for latents (B,T',C,h,w), (B,N,M) of this process's clips, captions y (B,K)."""
         drawn, v, noise = self._drawn(step, mean, std)
         turns = (torch.tensor(self.rows) + step) % len(self.made)

@@ -41,7 +41,7 @@ class Meter:
         self.skipped[0] += bad
         self.skipped[1] = (self.skipped[1] + 1) * bad
         for bins, t, error, share in zip(self.bins, times, (loss.error_v, loss.error_a), shares or (None, None)):
-            t = t if t.ndim == 2 else t.unsqueeze(1).expand_as(error)  # of whole clips
+            t = t[:, -error.shape[1] :] if t.ndim == 2 else t.unsqueeze(1).expand_as(error)  # of whole clips
             counted = torch.ones_like(error) if share is None else (share > 0).to(error).unsqueeze(1).expand_as(error)
             frames = torch.stack([counted, error]).flatten(1).double()
             bins.index_add_(1, (t * BINS).long().clamp(max=BINS - 1).flatten(), torch.where(bad, 0, frames))

@@ -73,6 +73,10 @@ def check_names(args: Namespace) -> type[Pretrained]:
         raise ValueError(f"{args.model} is trained in stages; give --stage, one of {', '.join(kind.stages)}")
     if not kind.rolls and kind.needs_text and not args.text_encoder:
         raise ValueError(f"{args.model} follows texts; give --text-encoder words, which needs no weights, or t5")
+    if args.memory and not kind.rolls:
+        raise ValueError(
+            f"--memory {args.memory} is of models that roll, and {args.model} makes whole clips; leave it out"
+        )
     if args.lora_rank and kind.links:
         raise ValueError(f"--lora-rank {args.lora_rank} adapts all of a model, and {args.model} is trained in parts; "
                          "leave it out")  # fmt: skip
@@ -174,7 +178,7 @@ def open_data(args: Namespace, kind: type[Pretrained], progress: Callable, split
                              f"prepare.py --clip-frames {args.predict_frames}")  # fmt: skip
         how = {name: getattr(args, name) for name in
                ("image_size", "normalise", "channels", "resize", "fps", "sample_rate")}  # fmt: skip
-        how |= {"context": SOUND_CODECS[args.sound].context, "progress": progress}
+        how |= {"context": SOUND_CODECS[args.sound].context, "progress": progress, "ages": args.memory}
         return ClipDataset(args.data_path, split, args.predict_frames, **how)
     stored = AVSpec.load(args.data_path / "pipeline")
     if bool(stored.clip_frames) == kind.rolls:
@@ -183,7 +187,7 @@ def open_data(args: Namespace, kind: type[Pretrained], progress: Callable, split
         raise ValueError(f"{args.data_path} was prepared for {is_for}, which {args.model} does not take; prepare "
                          f"another folder: {told}")  # fmt: skip
     args.predict_frames = args.predict_frames or stored.clip_frames or kind.frames
-    dataset = PreparedDataset(args.data_path, split, args.predict_frames, args.audio_scale)
+    dataset = PreparedDataset(args.data_path, split, args.predict_frames, args.audio_scale, args.memory)
     for name in FACTS:
         given, value = getattr(args, name), getattr(stored, name)
         if given not in (value, getattr(AVSpec(), name)):
@@ -244,7 +248,7 @@ def model_config(args: Namespace, codec: AVCodec) -> dict:
     kind, own = model_of_preset(args.model), ("class_dropout_prob", "text_width", "predict_frames", "grad_ckpt",
                                               "causal_attn", "fusion", "fusion_blocks")  # fmt: skip
     known = {**{name: getattr(args, name) for name in own}, "num_classes": len(codec.spec.class_names), **codec.facts}
-    known["conditioning_times"] = held_at(args)
+    known |= {"conditioning_times": held_at(args), "memory_ages": list(args.memory) or None}
     taken = inspect.signature(kind).parameters
     variant = kind.variants.get(args.variant, {})
     return {**kind.presets[args.model], **variant, **{name: value for name, value in known.items() if name in taken}}
@@ -271,9 +275,9 @@ def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, 
         pairing = math.gcd(args.batch_size, 8) if args.pairing is None else args.pairing
         how = (args.class_dropout_prob, args.sampling, args.spread, pairing, model.towers.get(args.stage))
         return ClipDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
-    shapes = tuple((args.predict_frames, *shape) for shape in codec.unit_shapes)
+    shapes = tuple((len(args.memory) + args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
-    how = (args.seed, rows, shapes, *chances, texts, args.cuts)
+    how = (args.seed, rows, shapes, *chances, texts, args.cuts, args.memory)
     if args.stage in model.stages_holding:
         return HeldDraws(*how, conditioning_times=model.conditioning_times, carries=model.carries)
     return Draws(*how)

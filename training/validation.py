@@ -50,7 +50,7 @@ class Validation:
         draws = make_draws(self.args, codec, learner.raw, order.rows(), self.texts)
         loader = DataLoader(self.clips, batch_sampler=order)
         dtype = next(learner.raw.parameters()).dtype
-        encoded = [encode_batch(one, codec, device, dtype) for one in loader]
+        encoded = [encode_batch(one, codec, device, dtype, self.args.memory) for one in loader]
         self._losses = lambda: learner.averaged_loss(*(draws(step, *one) for step, one in enumerate(encoded)))
 
     def __call__(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ JOINT = ["joint_uncond_w4_k2", "joint_uncond_w10_k2", "joint_uncond_w4_k5", "joi
          "joint_class_cfg_k3"]  # fmt: skip
 A2V = ["a2v_long_s100", "a2v_exhausted_s100", "a2v_class_cfg_s10"]
 V2A = ["v2a_long_s100", "v2a_exhausted_s2"]
-VIDEO, AUDIO, PAD_VIDEO, PAD_AUDIO = Modality
+VIDEO, AUDIO, PAD_VIDEO, PAD_AUDIO, *_ = Modality
 
 
 def sequence(case, *names):
@@ -193,7 +193,9 @@ def test_rows_of_any_age_share_a_call_join_and_leave():
     for step in range(36):
         if step == 7:  # sample 1 joins while sample 0 still pre-rolls
             new = start(5, SHAPES, 3, torch.tensor([1]), labels[1:], dtype=torch.float64)
-            window = type(window)(*(torch.cat(pair) for pair in zip(vars(window).values(), vars(new).values())))
+            window = type(window)(
+                *(None if x is None else torch.cat([x, y]) for x, y in zip(vars(window).values(), vars(new).values()))
+            )
         if len(got[0]) == 6 and len(window.first) == 2:  # sample 0 leaves
             window = window[1:]
         window, emitted = advance(window, model, n)

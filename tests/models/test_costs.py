@@ -27,6 +27,7 @@ VARIANTS = [
     dict(causal_attn=False, audio_fr=7),
     dict(text_width=40),
     dict(hidden_size=64, depth=3, predict_frames=2),
+    dict(memory_ages=[1, 2, 4]),
 ]
 RUNS = [(3, 2), (2, 1)]  # batch, T
 
@@ -38,12 +39,13 @@ def built(config, device="meta"):
 
 def called(model, batch, T):
     """The outputs of one call, summed."""
-    device = model.video_patch_pos.device
+    device, memory = model.video_patch_pos.device, bool(model.memory_ages)
+    T += len(model.memory_ages)
     v, a = (torch.zeros(batch, T, *shape, device=device) for shape in model.frame_shapes)
     y = torch.zeros(batch, dtype=torch.long, device=device) if model.num_classes else None
     tokens = torch.zeros(batch, 3, model.text_width, device=device)
     text = Text(tokens, torch.ones(batch, 3, dtype=torch.bool, device=device)) if model.text_width else None
-    dv, da = model(v, a, torch.full((batch, T), 0.5, device=device), y, text=text)
+    dv, da = model(v, a, torch.full((batch, T), 0.5, device=device), y, text=text, memory=memory)
     return dv.sum() + da.sum()
 
 

@@ -158,7 +158,7 @@ def test_both_sides_a_second_later_change_nothing_and_one_of_them_does(name, mon
     one, inputs, times = randomised(FUSIONS[name](D, HEADS), 0.3).double(), tokens(), fusion.times
     base = called(one, *inputs)
     for later_v, later_a, same in ((10 * S, 10 * S, True), (10 * S, 0, False), (0, 10 * S, False)):
-        shifted = lambda v, a, by=(later_v, later_a): tuple(x + y for x, y in zip(times(v, a), by))  # noqa: E731
+        shifted = lambda v, a, at, by=(later_v, later_a): tuple(x + y for x, y in zip(times(v, a, at), by))  # noqa: E731
         monkeypatch.setattr(fusion, "times", shifted)
         change = difference(base, called(one, *inputs))
         assert change < 1e-5 if same else change > 1e-4
