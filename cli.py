@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from data.folders import composed, nearest
+from diffusion.pace import SOLVERS, check_sampling, read_pace
 
 if TYPE_CHECKING:
     from accelerate.state import PartialState
@@ -156,6 +157,8 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: 
                          "streams; use sample.py, or a model that rolls (r-flav)")  # fmt: skip
     if getattr(args, "num_timesteps", 0) is None:
         args.num_timesteps = pipe.model.num_timesteps
+    if hasattr(args, "solver"):
+        check_sampling(args.num_timesteps, args.solver, pipe.model.predict_frames if pipe.model.rolls else None)
     if pipe.model.rolls:  # a call of whole clips is long enough for all cores
         share_cores(pipe.model)
     if args.compile:
@@ -186,10 +189,7 @@ def check_device(device) -> None:
 
 
 def share_cores(model) -> None:
-    """One thread for a small model on a CPU: its kernels are too short to be worth waiting for another thread.
-
-    OMP_NUM_THREADS overrules it.
-    """
+    """One thread for a small model on a CPU, whose kernels are too short to share; OMP_NUM_THREADS overrules it."""
     import torch
 
     size = sum(p.numel() for p in model.parameters())
@@ -200,8 +200,11 @@ def share_cores(model) -> None:
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """How to sample."""
     group = parser.add_argument_group("sampling")
-    group.add_argument("--num-timesteps", type=positive, help="steps n per frame, 2 if not given; the paper's 20, 100, "
-                       "200 steps for the first frame are n = 2, 10, 20; of whole clips all steps, 50")  # fmt: skip
+    group.add_argument("--num-timesteps", type=read_pace, help="steps n per frame, 2 if not given; the paper's 20, "
+                       "100, 200 steps for the first frame are n = 2, 10, 20; 0.5, 0.25, 1/m make m frames per step; "
+                       "of whole clips all steps, 50")  # fmt: skip
+    group.add_argument("--solver", choices=SOLVERS, default="euler", help="ab2 looks one velocity of each frame back: "
+                       "of second order, at the same calls; of streams")  # fmt: skip
     group.add_argument("--cfg-scale", type=finite, help="classifier-free guidance; 1 is none, in about half the time, "
                        "and may ignore class or text; if not given, 2 for a model with them, 1 for a released one "
                        "and without, 6 for SyncFlow")  # fmt: skip
@@ -273,10 +276,8 @@ def _class(name: str, class_names: tuple[str, ...]) -> int:
         return class_names.index(composed(name))
     if name.isdecimal() and int(name) < len(class_names):
         return int(name)
-    raise ValueError(
-        f"class {name!r} does not exist{nearest(name, class_names)}; choose {', '.join(class_names)} or "
-        f"0 to {len(class_names) - 1}"
-    )
+    raise ValueError(f"class {name!r} does not exist{nearest(name, class_names)}; choose {', '.join(class_names)} or "
+                     f"0 to {len(class_names) - 1}")  # fmt: skip
 
 
 def bar(desc: str, unit: str = "file", **more) -> Callable:

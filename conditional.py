@@ -103,7 +103,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
     if clip:
         make = partial(conditioned_clips, pipe, given=given, frames=clip, how=how)
     else:
-        make = partial(generate, conditioned_streams(pipe, given, args.method, args.guidance_scale, *how))
+        make = partial(generate, conditioned_streams(pipe, given, args.method, args.guidance_scale, *how, args.solver))
     made, began = {}, time.perf_counter()
     total = sum(job.source.frames for job in jobs)
     with tqdm(total=total, unit="frame") as bar, logging_redirect_tqdm():

@@ -13,6 +13,7 @@ import time
 from dataclasses import asdict
 from functools import partial
 from importlib import metadata
+from itertools import chain, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,9 @@ def parse(argv=None):
     p.add_argument("--seed", type=cli.whole, default=0, help="of the choice of clips and of the "
                    "subsets that intervals are made of")  # fmt: skip
     more = p.add_argument_group("other uses")
-    more.add_argument("--sweep", nargs="+", metavar=("OPTION", "VALUE"), help="sample with each value of an option of "
-                      "sample.py, as num_timesteps 1 2 5 10 20, and measure each")  # fmt: skip
+    more.add_argument("--sweep", nargs="+", action="append", metavar=("OPTION", "VALUE"), help="sample with each value "
+                      "of an option of sample.py, as num_timesteps 0.5 1 2 5, and measure each; given again, as "
+                      "--sweep solver euler ab2, each with each, a curve a value")  # fmt: skip
     more.add_argument("--model-ckpt", help="checkpoint to sweep")
     more.add_argument("--user-study", nargs=2, type=Path, metavar=("A", "B"), help="write a page on which people "
                       "choose between the videos of two folders")  # fmt: skip
@@ -97,8 +99,10 @@ def parse(argv=None):
 
 def check(p: cli.Parser, args) -> None:
     """What --help cannot say of the arguments."""
-    if args.sweep and (len(args.sweep) < 2 or not args.model_ckpt):
+    if args.sweep and (min(map(len, args.sweep)) < 2 or not args.model_ckpt):
         p.error("--sweep takes an option of sample.py and its values, and --model-ckpt; give e.g. num_timesteps 1 2 5")
+    if args.sweep and len({option.lstrip("-").replace("_", "-") for option, *_ in args.sweep}) < len(args.sweep):
+        p.error("--sweep names an option twice; give all of its values at once")
     if not args.sweep and not args.fake:
         p.error("--fake is missing; give the folder with generated videos")
     if not args.real:
@@ -296,13 +300,13 @@ def sweep(args) -> None:
     """Sample with each value, measure each, and plot quality against seconds."""
     from evaluation.plots import against_seconds
 
-    (option, *values), points = args.sweep, {}
-    option = option.lstrip("-").replace("_", "-")
-    processes, rows = cli.join_processes(args), []
-    for value in values:
-        films = args.results_dir / f"{option}_{value}"
+    options, points, rows = [option.lstrip("-").replace("_", "-") for option, *_ in args.sweep], {}, []
+    processes = cli.join_processes(args)
+    for values in product(*(values for _, *values in args.sweep)):
+        asked = dict(zip(options, values))
+        films = args.results_dir / "_".join(f"{option}_{value.replace('/', '-')}" for option, value in asked.items())
         if processes.is_main_process:
-            sampled(args, films, option, value)
+            sampled(args, films, *chain(*asked.items()))
         processes.wait_for_everyone()
         setting, chosen = prepare(args, processes, films)
         result, _ = measure(setting, chosen)
@@ -310,23 +314,26 @@ def sweep(args) -> None:
             warn(result)
         made = json.loads((films / "run.json").read_text())
         each = made["seconds"] / made["made"]
-        rows.append({option: value, "seconds_per_clip": each, "figures": [asdict(figure) for figure in result.figures]})
+        rows.append({**asked, "seconds_per_clip": each, "figures": [asdict(figure) for figure in result.figures]})
+        curve = ", ".join(f"{option} {value}" for option, value in list(asked.items())[1:])
         for figure in result.figures:
-            points.setdefault(figure.name, []).append((each, figure.value, value))
+            points.setdefault(figure.name, {}).setdefault(curve, []).append((each, figure.value, values[0]))
     if processes.is_main_process:
-        cli.write_json(
-            args.results_dir / "sweep.json", {"option": option, "rows": _finite(rows), "machine": cli.machine()}
-        )
+        found = {"option": options[0], "curves": options[1:], "rows": _finite(rows), "machine": cli.machine()}
+        cli.write_json(args.results_dir / "sweep.json", found)
         against_seconds(points).savefig(args.results_dir / "sweep.png")
         for row in rows:
-            values = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"])
-            print(f"{option} {row[option]}: {row['seconds_per_clip']:.3f} s a clip, {values}")
+            figures = ", ".join(f"{figure['name']} {figure['value']:.4g}" for figure in row["figures"])
+            asked = ", ".join(f"{option} {row[option]}" for option in options)
+            print(f"{asked}: {row['seconds_per_clip']:.3f} s a clip, {figures}")
     processes.destroy_process_group()
 
 
-def sampled(args, films: Path, option: str, value: str) -> None:
+def sampled(args, films: Path, *asked: str) -> None:
     """Run sample.py as a user would, unless an earlier sweep did.
 
+    Args:
+        asked: an option and its value, and so on.
     Raises:
         ValueError: it failed, and its last line says why; or the films there are of another checkpoint, seed or number.
     """
@@ -337,11 +344,12 @@ def sampled(args, films: Path, option: str, value: str) -> None:
             raise ValueError(f"{films} holds films of {other}; give another --results-dir, or remove it")
         return
     device = ["--device", args.device] if args.device else []
+    options = [f"--{one}" if i % 2 == 0 else one for i, one in enumerate(asked)]
     try:
-        cli.call("sample.py", "--model-ckpt", args.model_ckpt, "--num-videos", args.num, f"--{option}", value,
+        cli.call("sample.py", "--model-ckpt", args.model_ckpt, "--num-videos", args.num, *options,
                  "--results-dir", films, "--seed", args.seed, *device)  # fmt: skip
     except ValueError as error:
-        raise ValueError(f"--{option} {value}: {error}") from None
+        raise ValueError(f"{' '.join(options)}: {error}") from None
 
 
 def count_votes(args) -> None:

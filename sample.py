@@ -139,6 +139,8 @@ def generate(pipe: AVPipeline, batch: range, wishes: list[Wish], args) -> Clips:
     how = dict(seed=seed, num_timesteps=args.num_timesteps, cfg_scale=args.cfg_scale, negative=negative)
     if args.image_size:
         how["size"] = args.image_size
+    if pipe.model.rolls:
+        how["solver"] = args.solver
     return pipe.sample(list(batch), args.video_length, y, **how)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import cli
 from contact import LivePage, check_page, in_terminal
 from data.folders import nearest_path
+from diffusion.pace import pace
 
 if TYPE_CHECKING:  # torch loads after the arguments are known to be good
     from pipeline import AVPipeline, Streams, StreamState
@@ -52,6 +53,7 @@ def parse(argv=None):
                    "each; the film is the same; if not given, on a GPU")  # fmt: skip
     p.add_argument("--preview", action="store_true", help="show the newest frame and the loudness in the terminal")
     p.add_argument("--html", type=Path, help="page that shows the last seconds and renews itself")
+    p.set_defaults(solver=None)
     args = p.parse_args(argv)
     if args.extend:
         args.num_videos = len(args.extend)
@@ -84,8 +86,9 @@ def main(argv=None):
     sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale) + cli.told_of_both(pipe))
     if args.negative_prompt is None:
         args.negative_prompt = begins[0].negative
-    streams = Streams(pipe, args.num_timesteps, args.cfg_scale, negative=args.negative_prompt)
-    clock, films = Clock(pipe.spec.fps), {}
+    args.solver = args.solver or begins[0].state.solver
+    streams = Streams(pipe, args.num_timesteps, args.cfg_scale, negative=args.negative_prompt, solver=args.solver)
+    clock, films = Clock(pipe.spec.fps, pace(args.num_timesteps)[1]), {}
     with suppress(BrokenPipeError), cli.Stop() as stop, ExitStack() as files, torch.no_grad():
         for begun in begins:
             films[begun.name] = begun, open_film(args, pipe, begun, files)
@@ -120,7 +123,7 @@ def make(args, pipe: AVPipeline, streams: Streams, films: dict, clock: Clock, st
                     bar.write(in_terminal(chunk.frames[-1], chunk.wave), file=sys.stderr)
             clock.lap(bool(chunks))
             bar.set_postfix_str(clock.told(), refresh=False)
-            if args.save_state and clock.steps % (args.save_state * args.num_timesteps) == 0:
+            if args.save_state and clock.steps % max(1, round(args.save_state * args.num_timesteps)) == 0:
                 for name in streams.rows:
                     films[name][1].state = streams.state(name)
                 save(films, pipe, args)
@@ -268,10 +271,14 @@ def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> No
 
 
 class Clock:
-    """Seconds from one frame to the next, from the first step to the last write, in constant memory."""
+    """Seconds from one frame to the next, from the first step to the last write, in constant memory.
 
-    def __init__(self, fps: float):
-        self.fps = fps
+    Args:
+        at_once: frames that leave together, which share the seconds of their call.
+    """
+
+    def __init__(self, fps: float, at_once: int = 1):
+        self.fps, self.at_once = fps, at_once
         self.steps, self.frames = 0, 0
         self.first, self.last = [], deque(maxlen=ENDS)
         self.counts = Counter()  # of frames by seconds, rounded to 1 %
@@ -284,12 +291,12 @@ class Clock:
         self.steps += 1
         if done:
             now = time.perf_counter()
-            seconds, self.since = now - self.since, now
-            self.frames += 1
+            seconds, self.since = (now - self.since) / self.at_once, now
+            self.frames += self.at_once
             if len(self.first) < ENDS:
                 self.first.append(seconds)
             self.last.append(seconds)
-            self.counts[round(math.log(seconds) * 100)] += 1
+            self.counts[round(math.log(seconds) * 100)] += self.at_once
 
     def told(self) -> str:
         film = self.frames / self.fps

@@ -11,12 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffusion.flow import per_frame
 from diffusion.guidance import Guidance, guided_velocity
 from diffusion.known import Known
 from diffusion.memory import Memory
 from diffusion.noise import Modality, frame_noise, sent
-from diffusion.times import moving_frames, sampling_times
+from diffusion.pace import pace
+from diffusion.solvers import moved, weights
+from diffusion.times import following, moving_frames, sampling_times
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,11 @@ class Window:
 
     v: (B,T,C,H,W), a: (B,T,S,M) frames on their way from noise to data, on any device. On the CPU, so that no step
     waits for the device, int64: y (B,T), label of each frame, or None; (B,) first, index in the stream of the window's
-    first frame; step in [0, n T); seed and sample, which name the stream's noise.
+    first frame; step in [0, n T), for n = 1/m in [0, T); seed and sample, which name the stream's noise.
     past_v, past_a (B,A,...), past_y (B,A): of a model with a memory, the A frames before the first one, as far as there
     were any, and their labels; else None.
+    dv, da, t_before: of the solver AB2, the last velocity of each frame, as v and a, and on the CPU (B,T) float64 the
+    flow time at which it had that; else None, for Euler (`diffusion.solvers.solved_by`).
     """
 
     v: Tensor
@@ -40,6 +43,9 @@ class Window:
     past_v: Tensor | None = None
     past_a: Tensor | None = None
     past_y: Tensor | None = None
+    dv: Tensor | None = None
+    da: Tensor | None = None
+    t_before: Tensor | None = None
 
     @property
     def T(self) -> int:
@@ -59,7 +65,8 @@ class Window:
 class Emitted:
     """Frames that became clean in a step: rows (R,) of the window, index (R,) in their streams, v (R,C,H,W), a (R,S,M).
 
-    window: the state right after, from which the stream goes on.
+    window: the state right after, from which the stream goes on. count: frames of each row, m for n = 1/m, one after
+    the other.
     """
 
     rows: Tensor
@@ -67,6 +74,13 @@ class Emitted:
     v: Tensor
     a: Tensor
     window: Window
+    count: int = 1
+
+    def in_turn(self) -> Iterator["Emitted"]:
+        """The first frame of every row, then the second of every row."""
+        for k in range(self.count):
+            nth = slice(k, None, self.count)
+            yield Emitted(self.rows[nth], self.index[nth], self.v[nth], self.a[nth], self.window)
 
 
 def start(
@@ -113,7 +127,7 @@ def start(
 def advance(
     window: Window,
     velocity: Callable,
-    n: int,
+    n: float,
     known: Callable[[Window], tuple[Known | None, Known | None]] | None = None,
     guidance: Guidance | None = None,
     frames: int | Tensor | None = None,
@@ -121,12 +135,12 @@ def advance(
     noise: Callable = frame_noise,
     memory: Callable[[Window], Memory] | None = None,
 ) -> tuple[Window, Emitted | None]:
-    """One Euler step of every row; rows whose first frame becomes clean emit it and take in a frame of noise.
+    """One step of every row; rows whose first frame becomes clean emit it and take in a frame of noise.
 
     Args:
         velocity: called as velocity(v, a, t, y=, t_a=) -> (dv, da), with times (B, frames) float64 and labels on the
             CPU.
-        n: steps between two frames (`num_timesteps`).
+        n: steps between two frames (`num_timesteps`); for n = 1/m it is m frames that become clean, leave and enter.
         known: what is given of video and of audio for the frames of a window.
         guidance: gradient guidance by the given modality; needs the whole window, so nothing is skipped.
         frames: frames asked for of each stream, or (B,) of every one; later ones are left out of the call.
@@ -136,36 +150,39 @@ def advance(
     Returns:
         the window after the step, and what it emitted or None.
     """
-    table = sampling_times(window.T, n)
-    t, t_next = table[window.step], table[window.step + 1]
+    table, step = sampling_times(window.T, n), following(window.step, n)
     seen = _frames_that_matter(window, n, frames) if skip and guidance is None else window.T
     known_v, known_a = known(window) if known else (None, None)
 
     if memory:
         velocity = partial(velocity, memory=memory(window))
-    v, a = _stepped(window, velocity, t, t_next, (known_v, known_a), guidance, seen)
-    after = replace(window, v=v, a=a, step=window.step + 1)
-    clean = after.step == n * window.T  # (B,) on the CPU: deciding costs no synchronisation
+    after = _stepped(window, velocity, table[window.step], table[step], (known_v, known_a), guidance, seen)
+    after = replace(after, step=step)
+    clean = step == len(table) - 1  # (B,) on the CPU: deciding costs no synchronisation
     if not clean.any():
         return after, None
-    rows = clean.nonzero().squeeze(1)
-    entered, at = _enter(after, clean, n, noise), sent(rows, v.device)
-    return entered, Emitted(rows, window.first[rows], v[at, 0], a[at, 0], entered)
+    m = pace(n)[1]
+    rows, entered = clean.nonzero().squeeze(1), _enter(after, clean, n, noise)
+    at = sent(rows, after.v.device)
+    index = window.first[rows].unsqueeze(1) + torch.arange(m)
+    v, a = (x[at, :m].flatten(0, 1) for x in (after.v, after.a))
+    return entered, Emitted(rows.repeat_interleave(m), index.flatten(), v, a, entered, m)
 
 
-def roll(window: Window, velocity: Callable, n: int, frames: int | None = None, **how) -> Iterator[Emitted]:
+def roll(window: Window, velocity: Callable, n: float, frames: int | None = None, **how) -> Iterator[Emitted]:
     """Frames of a window's streams as they become clean, in constant memory, for ever or until `frames` of each.
 
     `how` goes to `advance`.
     """
     while frames is None or (window.first < frames).any():
         window, emitted = advance(window, velocity, n, frames=frames, **how)
-        if emitted:
-            yield emitted
+        for one in emitted.in_turn() if emitted else ():
+            if emitted.count == 1 or frames is None or (one.index < frames).any():
+                yield one
 
 
-def _stepped(window, velocity, t, t_next, known, guidance, seen) -> tuple[Tensor, Tensor]:
-    """v and a after one Euler step of the first `seen` frames, known frames placed on their lines before and after."""
+def _stepped(window, velocity, t, t_next, known, guidance, seen) -> Window:
+    """The window after a step of its first `seen` frames, known frames placed on their lines before and after."""
     now = slice(seen)
     known_v, known_a = known = tuple(k and k[now] for k in known)
     t, t_next = t[:, now], t_next[:, now]
@@ -179,10 +196,12 @@ def _stepped(window, velocity, t, t_next, known, guidance, seen) -> tuple[Tensor
     else:
         moves = (t_next > t) & (t_next < 1)
         dv, da = guided_velocity(velocity, v, a, t_v, known, moves, guidance, **conditions)
-    dt = t_next - t
-    v, _ = _placed(v + per_frame(dt, v) * dv, known_v, t_next)
-    a, _ = _placed(a + per_frame(dt, a) * da, known_a, t_next)
-    return torch.cat([v, window.v[:, seen:]], 1), torch.cat([a, window.a[:, seen:]], 1)
+    dv_before, da_before, t_before = (x if x is None else x[:, now] for x in (window.dv, window.da, window.t_before))
+    weighed = weights(t, t_next, t_before)
+    v, _ = _placed(moved(v, dv, dv_before, weighed), known_v, t_next)
+    a, _ = _placed(moved(a, da, da_before, weighed), known_a, t_next)
+    news = {"v": v, "a": a} | ({} if t_before is None else {"dv": dv.to(v), "da": da.to(a), "t_before": t})
+    return replace(window, **{name: torch.cat([x, getattr(window, name)[:, seen:]], 1) for name, x in news.items()})
 
 
 def _placed(x: Tensor, known: Known | None, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,7 +212,7 @@ def _placed(x: Tensor, known: Known | None, t: Tensor) -> tuple[Tensor, Tensor]:
     return known.place(x, t), t
 
 
-def _frames_that_matter(window: Window, n: int, frames: int | Tensor | None) -> int:
+def _frames_that_matter(window: Window, n: float, frames: int | Tensor | None) -> int:
     """Leading frames of the call: in any row they move in this step, and they or a later one is asked for."""
     matter = moving_frames(window.step, n).clamp(max=window.T)
     if frames is not None:
@@ -201,41 +220,47 @@ def _frames_that_matter(window: Window, n: int, frames: int | Tensor | None) -> 
     return max(1, int(matter.max()))
 
 
-def _enter(window: Window, clean: Tensor, n: int, noise: Callable) -> Window:
-    """The window one frame later for the rows whose first frame is clean."""
-    rows = clean.nonzero().squeeze(1)
+def _enter(window: Window, clean: Tensor, n: float, noise: Callable) -> Window:
+    """The window one frame later, or m, for the rows whose first frame is clean."""
+    (unit, m), rows = pace(n), clean.nonzero().squeeze(1)
     at = sent(rows, window.v.device)
 
-    def shifted(x: Tensor, modality: Modality) -> Tensor:
-        shape = tuple(x.shape[2:])
-        fresh = [
-            noise(int(window.seed[r]), int(window.sample[r]), int(window.first[r]) + window.T, modality, shape)
-            for r in rows
-        ]
-        x = x.clone()
-        x[at] = torch.cat([x[at, 1:], sent(torch.stack(fresh), x.device).to(x.dtype).unsqueeze(1)], 1)
+    def shifted(x: Tensor, entering: Tensor) -> Tensor:
+        x, to = x.clone(), rows if x.device.type == "cpu" else at
+        x[to] = torch.cat([x[to, m:], entering], 1)
         return x
+
+    def fresh(x: Tensor, modality: Modality) -> Tensor:
+        shape, new = tuple(x.shape[2:]), window.first + window.T
+        drawn = [
+            noise(int(window.seed[r]), int(window.sample[r]), int(new[r]) + k, modality, shape)
+            for r in rows
+            for k in range(m)
+        ]
+        return sent(torch.stack(drawn), x.device).to(x.dtype).unflatten(0, (len(rows), m))
 
     y = window.y
     if y is not None:  # the label of the frame that enters is that of the frame before it
-        y = torch.where(clean.unsqueeze(1), torch.cat([y[:, 1:], y[:, -1:]], 1), y)
+        y = torch.where(clean.unsqueeze(1), torch.cat([y[:, m:], y[:, -1:].expand(-1, m)], 1), y)
+    before = {name: x for name in ("dv", "da", "t_before") if (x := getattr(window, name)) is not None}
     return replace(
-        _with_past(window, rows),
-        v=shifted(window.v, Modality.VIDEO),
-        a=shifted(window.a, Modality.AUDIO),
+        _with_past(window, rows, m),
+        v=shifted(window.v, fresh(window.v, Modality.VIDEO)),
+        a=shifted(window.a, fresh(window.a, Modality.AUDIO)),
         y=y,
-        first=window.first + clean,
-        step=window.step - n * clean,
+        first=window.first + m * clean,
+        step=window.step - unit * m * clean,
+        **{name: shifted(x, x.new_zeros(len(rows), m, *x.shape[2:])) for name, x in before.items()},
     )
 
 
-def _with_past(window: Window, rows: Tensor) -> Window:
-    """The window whose first frame, clean in these rows, has become the newest of its past."""
+def _with_past(window: Window, rows: Tensor, m: int) -> Window:
+    """The window whose first m frames, clean in these rows, have become the newest of its past."""
     pasts = {"past_v": window.v, "past_a": window.a, "past_y": window.y}
 
     def longer(past: Tensor, x: Tensor) -> Tensor:
         at, past = sent(rows, past.device), past.clone()
-        past[at] = torch.cat([past[at, 1:], x[at, :1]], 1)
+        past[at] = torch.cat([past[at], x[at, :m]], 1)[:, -past.shape[1] :]
         return past
 
     kept = {name: (getattr(window, name), x) for name, x in pasts.items() if getattr(window, name) is not None}

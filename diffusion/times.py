@@ -6,6 +6,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from diffusion.pace import check_pace, pace
+
 
 def rolling_times(w: Tensor, T: int) -> Tensor:
     """Flow time of each window frame while rolling: t_k = 1 - (k + w) / T (R-FLAV, Eq. 6).
@@ -59,24 +61,40 @@ def logit_normal_times(u: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor
 
 
 @lru_cache(maxsize=32)
-def sampling_times(T: int, n: int) -> Tensor:
+def sampling_times(T: int, n: float) -> Tensor:
     """Every time that sampling visits, by whole step: t_k(s) = clamp(s - n k, 0, n T) / (n T).
 
     Steps 0 .. n T pre-roll the window (w from 1 to 0 in Eq. 7). At step n T frame 0 is clean and leaves; the window
     is then at step n T - n, where Eq. 7 and Eq. 6 agree, and n further steps make the next frame clean.
 
+    For n = 1/m the rows are those of n = 1, and a call goes on to the next multiple of m (`following`). At row T the
+    first m frames leave together, so there all of them are clean: the last step of the k-th is k/T longer. The window
+    is then at step T - m, its last m frames noise at t = 0, at the very times of Eq. 7.
+
     Returns:
-        (n T + 1, T) float64 on the CPU. Do not write to it: it is shared.
+        (n T + 1, T), for n = 1/m (T + 1, T), float64 on the CPU. Do not write to it: it is shared.
+    Raises:
+        ValueError: no steps, n neither whole nor 1/m, or T no multiple of m.
     """
-    if T < 1 or n < 1:
+    if T < 1 or n <= 0:
         raise ValueError(f"a window of {T} frames with num_timesteps {n} has no steps; both are at least 1")
-    s, k = torch.arange(n * T + 1).unsqueeze(1), torch.arange(T)
-    return (s - n * k).clamp(0, n * T).double() / (n * T)
+    check_pace(n, T)
+    unit, m = pace(n)
+    s, k = torch.arange(unit * T + 1).unsqueeze(1), torch.arange(T)
+    t = (s - unit * k).clamp(0, unit * T).double() / (unit * T)
+    t[-1, :m] = 1
+    return t
 
 
-def moving_frames(step: Tensor, n: int) -> Tensor:
+def following(step: Tensor, n: float) -> Tensor:
+    """The row of `sampling_times` after a call: the next one, for n = 1/m the next multiple of m; (B,) -> (B,)."""
+    m = pace(n)[1]
+    return (step // m + 1) * m
+
+
+def moving_frames(step: Tensor, n: float) -> Tensor:
     """How many leading frames of a window leave t = 0 by the end of this step: (B,) step -> (B,)."""
-    return step // n + 1
+    return (following(step, n) - 1) // pace(n)[0] + 1
 
 
 def _frames(w: Tensor, T: int) -> Tensor:

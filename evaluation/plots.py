@@ -49,14 +49,18 @@ def closest_pairs(pairs: list[tuple[Clip, Clip]], distances: list[float]) -> Fig
     return figure
 
 
-def against_seconds(points: dict[str, list[tuple[float, float, str]]]) -> Figure:
-    """One panel per figure: its value against seconds, each point (seconds, value, label) named."""
+def against_seconds(points: dict[str, dict[str, list[tuple[float, float, str]]]]) -> Figure:
+    """One panel per figure: its value against seconds, a line per curve, "" for one alone, its points
+    (seconds, value, label) named."""
     figure = Figure(figsize=(7, 2.6 * len(points)), dpi=DPI, layout="constrained")
     for axes, (name, found) in zip(figure.subplots(len(points), 1, squeeze=False)[:, 0], points.items()):
-        seconds, values, labels = zip(*sorted(found))
-        axes.plot(seconds, values, "o-")
-        for at in zip(labels, zip(seconds, values)):
-            axes.annotate(*at, xytext=(4, 4), textcoords="offset points", fontsize="small")
+        for curve, places in found.items():
+            seconds, values, labels = zip(*sorted(places))
+            axes.plot(seconds, values, "o-", label=plain(curve))
+            for at in zip(labels, zip(seconds, values)):
+                axes.annotate(*at, xytext=(4, 4), textcoords="offset points", fontsize="small")
         axes.set(xlabel="seconds per clip", ylabel=name)
         axes.spines[["top", "right"]].set_visible(False)
+        if any(found):
+            axes.legend(frameon=False, fontsize="small")
     return figure

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from diffusion.guidance import Guidance, class_guided
 from diffusion.memory import Memory, remembered
+from diffusion.pace import check_pace, pace
 from diffusion.rolling import Window, roll, start
+from diffusion.solvers import solved_by
 from models import FLAV, TabledFLAV, load_model
 from models.checkpoint import Pretrained
 from models.text import TextEncoder, load_text_encoder
@@ -148,7 +150,7 @@ class AVPipeline:
         return 2.0 if self.model.has_null_label and self.spec.step else 1.0
 
     def velocity(
-        self, cfg_scale: float | None = None, num_timesteps: int = 2, negative: str | Sequence[str] = ""
+        self, cfg_scale: float | None = None, num_timesteps: float = 2, negative: str | Sequence[str] = ""
     ) -> Callable:
         """The model as the sampler calls it: its inputs in its dtype, guidance by class or text around it.
 
@@ -156,7 +158,8 @@ class AVPipeline:
         num_timesteps: of the schedule, whose times have a table; other times are computed.
         negative: text that guidance leads away from, in place of the null text; of all rows, or of each.
         """
-        steps = num_timesteps * self.model.predict_frames if self.tables else None
+        check_pace(num_timesteps, self.model.predict_frames)
+        steps = pace(num_timesteps)[0] * self.model.predict_frames if self.tables else None
         tabled = self._tabled.setdefault(steps, TabledFLAV(self.model, steps, self._prompt_vectors))
 
         def model(v: Tensor, a: Tensor, t: Tensor, **conditions) -> tuple[Tensor, Tensor]:
@@ -204,7 +207,7 @@ class AVPipeline:
     def placed(self, window: Window) -> Window:
         """The window on this pipeline's device, its frames in float32 at least."""
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        media = {name: getattr(window, name) for name in ("v", "a", "past_v", "past_a")}
+        media = {name: getattr(window, name) for name in ("v", "a", "past_v", "past_a", "dv", "da")}
         return replace(window, **{name: x if x is None else x.to(self.device, dtype) for name, x in media.items()})
 
     @torch.no_grad()
@@ -214,21 +217,24 @@ class AVPipeline:
         frames: int,
         y: Label = None,
         seed: int | Tensor = 0,
-        num_timesteps: int = 2,
+        num_timesteps: float = 2,
         cfg_scale: float | None = None,
         negative: str | Sequence[str] = "",
         known: Callable | None = None,
         guidance: Guidance | None = None,
+        solver: str = "euler",
     ) -> Clips:
         """Whole clips of a batch of streams; a clip depends on (seed, its number) and not on its neighbours.
 
         Args:
             samples: number of each stream under the seed. frames: length of each. y, seed: as of `windows`.
-            num_timesteps: steps n per frame. cfg_scale, negative: as of `velocity`. known, guidance: as in `advance`.
+            num_timesteps: steps n per frame, or 1/m. cfg_scale, negative: as of `velocity`. known, guidance: as in
+                `advance`. solver: "euler", or "ab2", of second order.
         """
         how = dict(known=known, guidance=guidance, skip=self.skip, memory=self.memory())
         velocity = self.velocity(cfg_scale, num_timesteps, negative)
-        emitted = list(roll(self.windows(samples, y, seed), velocity, num_timesteps, frames, **how))
+        window = solved_by(self.windows(samples, y, seed), solver, num_timesteps)
+        emitted = list(roll(window, velocity, num_timesteps, frames, **how))
         v, a = torch.stack([e.v for e in emitted], 1), torch.stack([e.a for e in emitted], 1)
         return Clips(*self.codec.decode(v, a), v, a)
 

@@ -148,9 +148,10 @@ def conditioned_streams(
     given: str,
     method: str,
     guidance_scale: float,
-    num_timesteps: int,
+    num_timesteps: float,
     cfg_scale: float,
     negative: str = "",
+    solver: str = "euler",
 ) -> Streams:
     """Streams in which one modality is given and the other generated.
 
@@ -173,6 +174,7 @@ def conditioned_streams(
         sound=modality is Modality.VIDEO,
         resumable=False,
         negative=negative,
+        solver=solver,
     )
 
 

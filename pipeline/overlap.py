@@ -1,5 +1,6 @@
 """Streams whose two stages run beside each other and beside who takes the chunks, each in a thread of its own."""
 
+import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +23,11 @@ def steps_of(streams: Streams, overlap: bool | None = None) -> Iterator[list[tup
 def overlapped_steps(streams: Streams, depth: int = 2) -> Iterator[list[tuple[str, Chunk]]]:
     """`streams.steps()`, bit for bit, in two threads: one denoises, one decodes, while the caller does as it likes.
 
-    They work on a copy, up to `depth` frames of each stream ahead of the caller, and wait when he is slow. `streams`
-    itself stands right after the step given out last, so all of its methods may be called between two steps and after
-    an early end; a change (`join`, `leave`, `give`, `retime`, `step`) costs what was made ahead, which is made anew.
-    `given` and `labels` are asked by the thread that denoises. On CUDA chunks have their frames and wave in pinned
-    memory.
+    They work on a copy, up to `depth` frames of each stream or one call ahead of the caller, and wait when he is slow.
+    `streams` itself stands right after the step given out last, so all of its methods may be called between two steps
+    and after an early end; a change (`join`, `leave`, `give`, `retime`, `step`) costs what was made ahead, which is
+    made anew. `given` and `labels` are asked by the thread that denoises. On CUDA chunks have their frames and wave in
+    pinned memory.
 
     Raises:
         whatever a stage raises, after all steps before the one that failed.
@@ -46,7 +47,7 @@ def _until_changed(streams: Streams, depth: int) -> Iterator[list[tuple[str, Chu
         return decoder.submit(_finished, ahead, denoiser.submit(next, calls, None), side)
 
     try:
-        steps = deque(begun() for _ in range(depth * ahead.n))
+        steps = deque(begun() for _ in range(max(1, math.floor(depth * ahead.n))))
         while (step := steps.popleft().result()) is not None:
             place, chunks = step
             steps.append(begun())

@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from diffusion.noise import Modality
+from diffusion.pace import pace
 from diffusion.rolling import Window
 from models.text import NULL_TEXT
 from pipeline.prompts import Said
@@ -46,9 +47,10 @@ class Past:
 class StreamState:
     """A stream after the last frame it gave out: all that is needed to go on, bit for bit on the same machine.
 
-    window: of one row. num_timesteps: steps n per frame, in which the window counts. v (P,C,h,w), a (P,S,M): frames
-    that were made but wait for their sound. sound: samples of the next frame that are known already. voice: state of
-    the vocoder stream. past: of an extended clip. said: the texts that labels of the window stand for.
+    window: of one row. num_timesteps: steps n per frame, in which the window counts; 1 for n = 1/m, so in frames.
+    v (P,C,h,w), a (P,S,M): frames that were made but wait for their sound. sound: samples of the next frames that are
+    known already. voice: state of the vocoder stream. past: of an extended clip. said: the texts that labels of the
+    window stand for.
     """
 
     window: Window
@@ -65,19 +67,25 @@ class StreamState:
         """Index of the next frame to be given out."""
         return int(self.window.first) - len(self.v)
 
-    def retimed(self, n: int) -> "StreamState":
-        """The same stream with n steps per frame from here on.
+    @property
+    def solver(self) -> str:
+        """By which the stream was made, "euler" or "ab2"."""
+        return "euler" if self.window.dv is None else "ab2"
+
+    def retimed(self, n: float) -> "StreamState":
+        """The same stream with n steps per frame from here on, or for n = 1/m with m frames per step.
 
         Raises:
             ValueError: the window is between two times that n steps visit; at a frame boundary it never is.
         """
-        step, rest = divmod(int(self.window.step) * n, self.num_timesteps)
+        unit = pace(n)[0]
+        step, rest = divmod(int(self.window.step) * unit, self.num_timesteps)
         if rest:
             raise ValueError(
-                f"num_timesteps cannot change from {self.num_timesteps} to {n} at step {int(self.window.step)} of this "
-                "window; change it at a frame boundary"
+                f"num_timesteps cannot change from {self.num_timesteps} to {n:g} at step {int(self.window.step)} of "
+                "this window; change it at a frame boundary"
             )
-        return replace(self, num_timesteps=n, window=replace(self.window, step=torch.tensor([step])))
+        return replace(self, num_timesteps=unit, window=replace(self.window, step=torch.tensor([step])))
 
     def forked(self, seed: int) -> "StreamState":
         """The same stream with the noise of another seed for the frames that are yet to enter the window."""
@@ -148,6 +156,7 @@ def _check(state: StreamState, facts: dict) -> None:
     shapes = [(x.shape[1:], window.v.shape[2:], y.shape[1:], window.a.shape[2:]) for x, y in frames]
     if any(v != of_v or a != of_a for v, of_v, a, of_a in shapes) or state.sound.ndim != 1:
         raise ValueError("its frames differ in shape")
+    _check_velocities(window)
     _check_said(state)
     base = facts.get("base", "state")
     if not isinstance(base, str) or base in ("", "..") or base != Path(base).name:
@@ -156,6 +165,14 @@ def _check(state: StreamState, facts: dict) -> None:
         raise ValueError(f"its negative prompt {shown(facts['negative'])} is no text")
     if type(facts.get("cfg_scale", 1.0)) not in (int, float):
         raise ValueError(f"its cfg scale {shown(facts['cfg_scale'])} is no number")
+
+
+def _check_velocities(window: Window) -> None:
+    """Those of the solver AB2: all there, each of its frame, or none."""
+    there = [x for x in (window.dv, window.da, window.t_before) if x is not None]
+    shapes = [window.v.shape, window.a.shape, window.v.shape[:2]]
+    if there and ([x.shape for x in there] != shapes or window.t_before.dtype != torch.float64):
+        raise ValueError("its velocities are not those of its frames")
 
 
 def _check_said(state: StreamState) -> None:

@@ -10,7 +10,9 @@ from torch import Tensor
 from diffusion.guidance import Guidance
 from diffusion.known import known_frames
 from diffusion.noise import Modality
+from diffusion.pace import pace
 from diffusion.rolling import Emitted, Window, advance
+from diffusion.solvers import solved_by
 from pipeline.state import Past, StreamState
 from vocoder import VocoderStream
 
@@ -34,9 +36,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Made:
-    """A frame that the model finished, v (1,C,h,w), a (1,S,M), with its stream's window and past right after it.
+    """Frames that the model finished in a call, v (m,C,h,w), a (m,S,M), with their stream's window and past after it.
 
-    index: in the stream. end: frame before which the stream ends, None for never. last: no other is made after it.
+    index: of the first, in the stream. end: frame before which the stream ends, None for never. last: no other is made
+    after them.
     """
 
     name: str
@@ -47,6 +50,11 @@ class Made:
     past: Past | None
     end: int | None
     last: bool
+
+    @property
+    def next(self) -> int:
+        """Index of the frame after them."""
+        return self.index + len(self.v)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,18 +96,19 @@ class Streams:
 
     Args:
         pipe: an `AVPipeline`.
-        num_timesteps, cfg_scale, guidance, negative: of all streams; cfg_scale None is the pipeline's own, negative the
-            text that it leads away from.
+        num_timesteps, cfg_scale, guidance, negative: of all streams; steps n per frame, or 1/m, by which m frames leave
+            per call; cfg_scale None is the pipeline's own, negative the text that it leads away from.
         t: flow time at which given frames are shown; None for the schedule's own.
         picture, sound: whether frames and wave are decoded; a given modality needs neither.
         resumable: let a stream run on behind its end until that has its whole sound, so that it ends as if cut there
             and goes on without a seam; otherwise what lies behind the end is left out of the calls, and of the sound.
+        solver: of all streams, "euler" or "ab2".
     """
 
     def __init__(
         self,
         pipe,
-        num_timesteps: int = 2,
+        num_timesteps: float = 2,
         cfg_scale: float | None = None,
         guidance: Guidance | None = None,
         t: float | None = None,
@@ -107,8 +116,9 @@ class Streams:
         sound: bool = True,
         resumable: bool = True,
         negative: str = "",
+        solver: str = "euler",
     ):
-        self.negative = negative
+        self.negative, self.solver = negative, solver
         self.pipe, self.n, self.cfg_scale, self.guidance, self.t = pipe, num_timesteps, cfg_scale, guidance, t
         self.velocity = pipe.velocity(cfg_scale, num_timesteps, negative)
         self.picture, self.sound, self.resumable = picture, sound, resumable
@@ -138,13 +148,13 @@ class Streams:
         """
         if name in self.rows:
             raise ValueError(f"a stream {name!r} is running already; give this one another name")
-        made = max(state.frame, int(state.window.first) - self.run_on)
+        made = state.frame if self.resumable else max(state.frame, int(state.window.first))
         if frames is not None and frames <= made:
             raise ValueError(f"the stream is made up to frame {made} and cannot end at {frames}; give a later end")
-        state = state.retimed(self.n) if state.num_timesteps != self.n else state
+        state = state.retimed(self.n) if state.num_timesteps != pace(self.n)[0] else state
         if not self.sound:  # what waits for its sound goes out without it
             state = replace(state, sound=state.sound[:0], voice={})
-        window = self.pipe.placed(state.window)
+        window = solved_by(self.pipe.placed(state.window), self.solver, self.n)
         if state.said and state.said.texts:
             places = self.pipe.prompts.take(state.said)
             window = replace(
@@ -172,17 +182,19 @@ class Streams:
         self.rows = self.rows | {name: replace(self.rows[name], given=given)}
         self._known = self._known_frames()
 
-    def retime(self, n: int) -> None:
+    def retime(self, n: float) -> None:
         """Change the steps per frame of all streams while they run.
 
         Raises:
             ValueError: one of them is between two frames.
         """
-        step, rest = self.window.step * n // self.n, self.window.step * n % self.n
-        if rest.any():
-            raise ValueError(f"num_timesteps cannot change from {self.n} to {n} in mid-frame; change it between frames")
-        self.window, self.n = replace(self.window, step=step), n
+        (before, _), (after, _) = pace(self.n), pace(n)
+        if (self.window.step * after % before).any():
+            raise ValueError(
+                f"num_timesteps cannot change from {self.n:g} to {n:g} in mid-frame; change it between frames"
+            )
         self.velocity = self.pipe.velocity(self.cfg_scale, n, self.negative)
+        self.window, self.n = replace(self.window, step=self.window.step * after // before), n
 
     def leave(self, name: str) -> StreamState:
         """Take a stream out; the state goes on elsewhere or later."""
@@ -233,7 +245,8 @@ class Streams:
             return []
         self._relabel(emitted)
         names = list(self.rows)
-        made = [self._made(names[i], i, emitted, at) for at, i in enumerate(emitted.rows.tolist())]
+        m = emitted.count
+        made = [self._made(names[i], i, emitted, at * m) for at, i in enumerate(emitted.rows[::m].tolist())]
         for ended in (m.name for m in made if m.last):
             self._drop(ended)
         return made
@@ -247,9 +260,11 @@ class Streams:
         return [(name, chunk) for name, chunk in ready if chunk is not None]
 
     def _made(self, name: str, i: int, emitted: Emitted, at: int) -> Made:
-        row, index = self.rows[name], int(emitted.index[at])
-        here = slice(at, at + 1)
-        last = row.frames is not None and index + 1 == row.frames + self.run_on
+        row, index, count = self.rows[name], int(emitted.index[at]), emitted.count
+        last = row.frames is not None and index + count >= row.frames + self.run_on
+        if last and not self.resumable:  # what lies behind the end was not in the call
+            count = row.frames - index
+        here = slice(at, at + count)
         return Made(name, index, emitted.v[here], emitted.a[here], self.window[i : i + 1], row.past, row.frames, last)
 
     def _ready(self, made: Made) -> Chunk | None:
@@ -257,13 +272,13 @@ class Streams:
         now, size = self._heard(made), self.pipe.codec.spec.samples_per_frame
         count = len(now.sound) // size if self.sound else len(now.v)
         if made.end is not None:
-            count = min(count, made.end - (made.index + 1 - len(now.v)))
+            count = min(count, made.end - (made.next - len(now.v)))
         rest = now.without(count, count * size)
         self.waiting = self.waiting | {made.name: rest}
         return self._chunk(made, now, count, self._state(made.window, made.past, rest)) if count else None
 
     def _heard(self, made: Made) -> _Waiting:
-        """What waits once a frame is there and its sound has gone through the vocoder."""
+        """What waits once frames are there and their sound has gone through the vocoder."""
         old, codec = self.waiting[made.name], self.pipe.codec
         sound, voice = old.sound, VocoderStream(codec.vocoder, old.voice)
         if self.sound:
@@ -277,12 +292,12 @@ class Streams:
         codec, v, a = self.pipe.codec, now.v[:count], now.a[:count]
         pixels = codec.decode_frames(v[None])[0] if self.picture else torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         wave = now.sound[: count * codec.spec.samples_per_frame]
-        return Chunk(pixels, wave, made.index + 1 - len(now.v), v, a, state)
+        return Chunk(pixels, wave, made.next - len(now.v), v, a, state)
 
     def _state(self, window: Window, past: Past | None, waiting: _Waiting) -> StreamState:
         past = past and past.since(int(window.first))
         said, sounding = self.pipe.prompts.said, (waiting.sound, waiting.voice)
-        return StreamState(window, self.n, waiting.v, waiting.a, *sounding, past, said)
+        return StreamState(window, pace(self.n)[0], waiting.v, waiting.a, *sounding, past, said)
 
     def _drop(self, name: str) -> None:
         """Take a stream's row out of the window."""
@@ -293,12 +308,12 @@ class Streams:
 
     def _relabel(self, emitted: Emitted) -> None:
         """Give the frames that entered the class that their stream's schedule has for them."""
-        rows = list(self.rows.values())
-        scheduled = [i for i in emitted.rows.tolist() if rows[i].labels]
+        rows, m = list(self.rows.values()), emitted.count
+        scheduled = [i for i in emitted.rows[::m].tolist() if rows[i].labels]
         if scheduled:
             y = self.window.y.clone()
             for i in scheduled:
-                y[i, -1] = rows[i].labels(int(self.window.frames[i, -1]))
+                y[i, -m:] = torch.tensor([rows[i].labels(k) for k in self.window.frames[i, -m:].tolist()])
             self.window = replace(self.window, y=y)
 
     def _known_frames(self) -> Callable | None:

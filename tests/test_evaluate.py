@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from fractions import Fraction
 from html.parser import HTMLParser
 from importlib.metadata import version
 
@@ -15,6 +16,7 @@ import torch
 
 import cli
 import evaluate
+import evaluation.plots
 from data.av import write_clip
 from evaluation.features import RANDOM, CompatSound, Motion, Sound
 from tests.networks import Eye, cells, small_networks
@@ -405,6 +407,37 @@ def test_sweep_measures_each_value_against_its_seconds(films, tmp_path, monkeypa
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
         f"num-timesteps {value}" for value in (1, 4)
     ]
+
+
+def test_sweep_over_two_options_measures_each_with_each_and_draws_a_curve_a_value(films, tmp_path, monkeypatch, capsys):
+    made, drawn = [], []
+
+    def sampled(args, folder, *asked):
+        made.append(asked)
+        slow, better = 1 / float(Fraction(asked[1])), asked[3] == "ab2"
+        place(folder, *range(8), shift=20 * slow / (1 + better))
+        (folder / "run.json").write_text(json.dumps({"seconds": 8 / slow, "made": 8}))
+
+    draw = evaluation.plots.against_seconds
+    monkeypatch.setattr(evaluate, "sampled", sampled)
+    monkeypatch.setattr(evaluation.plots, "against_seconds", lambda points: drawn.append(points) or draw(points))
+    sweep = ("--sweep", "num_timesteps", "1/2", 1, "--sweep", "solver", "euler", "ab2")
+    command = argv(films, tmp_path / "out", *sweep, "--model-ckpt", "runs/x", "--metrics", "fvd", fake=None)
+    evaluate.main(command)
+    asked = [("1/2", "euler"), ("1/2", "ab2"), ("1", "euler"), ("1", "ab2")]
+    assert made == [("num-timesteps", n, "solver", solver) for n, solver in asked]
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [(row["num-timesteps"], row["solver"]) for row in found["rows"]] == asked
+    curves = drawn[0]["FVD"]
+    assert {name: [(x, label) for x, _, label in places] for name, places in curves.items()} == {
+        f"solver {solver}": [(0.5, "1/2"), (1, "1")] for solver in ("euler", "ab2")
+    }
+    (axes, *_) = draw(drawn[0]).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["solver euler", "solver ab2"]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[y for _, y, _ in c] for c in curves.values()]
+    assert "num-timesteps 1/2, solver ab2: 0.500 s a clip, FVD" in capsys.readouterr().out
+    twice = complaint(capsys, *argv(films, tmp_path / "out", *sweep, "--sweep", "solver", "heun", "--model-ckpt=x"))
+    assert "--sweep names an option twice; give all of its values at once" in twice
 
 
 def sweep_arguments(**changed):
