@@ -88,6 +88,8 @@ def parse(argv=None) -> argparse.Namespace:
                        "and sound have different times or one is clean: for A2V and V2A, try 0.25")  # fmt: skip
     optim.add_argument("--cuts", type=float, default=0.0, help="share of clips that turn, at a frame, into one of "
                        "another class or text: for films that are steered, try 0.1")  # fmt: skip
+    optim.add_argument("--memory-noise", type=float, default=0.0, help="of --memory: its frames have one time for all "
+                       "of a clip, uniform in [1 - it, 1], so that a model bears with its own errors")  # fmt: skip
     optim.add_argument("--pairing", type=cli.whole, help="whole clips: noise is paired with so many clips by optimal "
                        "transport; 0 for none; at most 8 that divide --batch-size if not given")  # fmt: skip
     optim.add_argument("--lr", type=float, help="learning rate; 1e-4 if not given, AV-Link's 3e-4")
@@ -141,6 +143,10 @@ def parse(argv=None) -> argparse.Namespace:
         p.error(
             f"--cuts takes the clip beside, and --batch-size {args.batch_size} leaves one alone; choose an even one"
         )
+    if not 0 <= args.memory_noise <= 1:
+        p.error(f"--memory-noise {args.memory_noise} leads to no flow time; choose 0 to 1")
+    if args.memory_noise and not args.memory:
+        p.error("--memory-noise is of the frames of a memory; give --memory, or leave it out")
     if args.logit_std is not None and not 0 < args.logit_std < math.inf:
         p.error(f"--logit-std {args.logit_std} spreads no times; choose one above 0")
     if args.logit_mean is not None and not math.isfinite(args.logit_mean):

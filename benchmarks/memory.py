@@ -1,384 +1,180 @@
-"""How long does a model remember? A ball is hidden behind a curtain; which colour and phase does it come back with?
+"""How long does a model remember? A ball is hidden behind a curtain, or only heard; how does it come back?
 
-    python benchmarks/memory.py --steps 2000 --out benchmarks/results/memory_demo.json
+    python benchmarks/memory.py                                  # both tasks, with a memory and without, seed 0
+    python benchmarks/memory.py --tasks seen --seeds 0 1 2
+    python benchmarks/memory.py --memory                         # no ages: without a memory alone
+    python benchmarks/memory.py --table                          # what is there, in Markdown; trains nothing
 
-R-FLAV states as a limit that all it remembers is its window of T frames. Here a model without class labels learns
-balls before which a curtain falls now and then, in silence; then held-out clips that end under the curtain are
-extended. The model itself raises the curtain, so results are told by the frames that the ball was really hidden.
+R-FLAV states as a limit that all it remembers is its window of T frames. Models without class labels learn balls before
+which a curtain falls now and then (benchmarks/curtain.py), by train.py; then held-out clips that end under the curtain
+are extended by sample_long.py. The model itself raises the curtain, so results are told by the frames that the ball was
+really hidden. Every figure is kept in --out as soon as it is made, and the same command goes on where it was broken
+off; trainings and films are in --work. docs/memory.md says what was found.
 """
 
 import json
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
+from itertools import chain, cycle
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from data.synthetic import EMPTY, FPS, SIZE, TEST_START, BallClip, draw_clip
-from metrics.sync import EventCounts
+from benchmarks import curtain
+from benchmarks.layout import table
+from benchmarks.rows import Record, train_on
+from data.synthetic import BallClip
 
-RATE = 16000  # Hz
-CURTAIN = 47  # grey level, midway between background and floor: the detectors see no ball in it
-OPEN, CLOSED = (12, 28), (1, 16)  # shortest and longest stretch of frames without and with the curtain, in training
-TRAIN, FRAMES = 256, 64  # training clips, frames of each
-CLIPS = 24  # held out, in each of LENGTHS
-PAST = 12  # frames seen before the curtain falls
-LENGTHS = (0, 2, 4, 6, 8, 10, 12)  # frames given under the curtain
-AFTER = 28  # frames at least that the model makes
-JUDGED = 8  # visible frames at most, from the first on
-FITTED = 3  # frames at least that tell when the ball bounces
+AGES = (1, 2, 4, 8, 16, 28)  # of the memory, in frames
+SIDES = ("with", "without")
+TOGETHER = "all seeds"
 WINDOW = 8  # frames, of the demo's model
-BINS = ((0, 0), (1, 2), (3, 4), (5, 6), (7, 8), (9, 12), (13, None))  # frames hidden, for the table
-ROTATIONS = (3, 6, 9)  # places to another clip of the same class, whose truth is as good as chance
 METHOD = (
-    "FLAV-tiny without labels, trained with the demo's flags on balls behind curtains. Held-out clips of 12 visible "
-    "frames and some under the curtain are extended by sample_long.py; hidden counts frames, given and generated, from "
-    "the last visible one given to the first visible one generated. From there up to 8 visible frames are judged. "
-    "colour: share of clips with the class from before; chance pairs the same clips at random. f1: of bounces against "
-    "those of the clip rendered on, within one frame. error: frames by which the ball is early or late, from the shift "
-    "of its true course, by half a period at most, that fits the heights of 3 or more visible frames best. Chance of "
-    "both takes other clips of the class. Intervals are 95 % bootstraps over clips. Two frames with h hidden ones "
-    "between them share a window of T up to h = T - 2."
+    "FLAV-tiny without labels, trained with the demo's flags on balls behind curtains. Task seen: held-out clips of 12 "
+    "visible frames and some under the curtain, in silence, are extended by sample_long.py; hidden counts frames, "
+    "given and generated, from the last visible one given to the first visible one generated. Task heard: the ball is "
+    "under the curtain from the beginning, 16 frames with its pings and some in silence; hidden counts frames after "
+    "the one in which the last ping given begins. From there up to 8 visible frames are judged. colour: share of films "
+    "with the ball's class; chance pairs the same films at random. f1: of bounces against those of the clip rendered "
+    "on, within one frame. error: frames by which the ball is early or late, from the shift of its true course, by "
+    "half a period at most, that fits the heights of 3 or more visible frames best. Chance of both takes other clips "
+    "of the class. with_pings: films in which the model pings under the curtain. Intervals are 95 % bootstraps over "
+    "films. Two frames with h hidden ones between them share a window of T up to h = T - 2."
 )
+
+
+class Run(NamedTuple):
+    """A training and its films. work: folder of its task's videos. ages, noise: of its memory."""
+
+    work: Path
+    task: curtain.Task
+    ages: tuple[int, ...]
+    noise: float
+    steps: int
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, and stays."""
+        which = f"ages_{'_'.join(map(str, self.ages))}" if self.ages else "no_ages"
+        noise = f"_noise_{self.noise:g}" if self.noise else ""
+        return self.work / f"{which}{noise}_steps_{self.steps}_seed_{self.seed}"
+
+    @property
+    def is_judged(self) -> bool:
+        return (self.folder / "scores.json").exists()
+
+    def scores(self) -> list[curtain.Score]:
+        """Those of its films, which are made and judged unless they were."""
+        if not self.is_judged:
+            noise = ("--memory-noise", self.noise) if self.noise else ()
+            how = ("--memory", *self.ages, *noise) if self.ages else ()
+            train_on(self.folder, self.work / "data", self.steps, self.seed, how)
+            clips = curtain.held_out()
+            truths = [curtain.truth(clip, self.task.length) for clip in clips]
+            found = curtain.scores(self.films(clips), self.task, truths)
+            cli.write_text(self.folder / "scores.json", "[" + ",\n".join(json.dumps(s) for s in found) + "]\n")
+        return [curtain.Score(*row) for row in json.loads((self.folder / "scores.json").read_text())]
+
+    def films(self, clips: Sequence[BallClip]) -> list[curtain.Shown]:
+        """All given clips extended side by side, as their files show them."""
+        import demo
+
+        given, folder = sorted((self.work / "given").glob("*.mp4")), self.folder / "films"
+        how = ("--frames", self.task.length, "--save-state", 0, "--seed", self.seed, "--device", "cpu")
+        command = ("sample_long.py", "--model-ckpt", self.folder / "export", "--results-dir", folder, *how)
+        demo.call(*command, "--extend", *given, log=self.folder / "films.log", threads=1)
+        names = [path.stem.split("_") for path in given]
+        return [curtain.shown(folder / f"long_{k:05d}.mp4", self.task, clips[int(i)], int(i), int(lowered))
+                for k, (_, lowered, i) in enumerate(names)]  # fmt: skip
 
 
 def main(argv=None) -> None:
     p = cli.Parser(__doc__.splitlines()[0])
-    p.add_argument("--work", type=Path, default=Path("runs/memory"), help="where videos, model and films go")
-    p.add_argument("--steps", type=cli.positive, default=1500, help="training steps; a model that is there is kept")
-    p.add_argument("--seed", type=cli.whole, default=0, help="of training and sampling; the videos stay the same")
-    p.add_argument("--out", type=Path, help="JSON file for the figures")
+    p.add_argument("--memory", type=cli.positive, nargs="*", default=list(AGES), metavar="AGE", help="ages of the side "
+                   "with a memory; none leaves it out")  # fmt: skip
+    p.add_argument("--memory-noise", type=cli.finite, default=0.0, help="on the memory in its training")
+    p.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="what is trained and judged")
+    p.add_argument("--tasks", nargs="+", choices=curtain.TASKS, default=list(curtain.TASKS), help="what is remembered")
+    p.add_argument("--seeds", type=cli.whole, nargs="+", default=[0], help="of training and sampling; the videos stay")
+    p.add_argument("--steps", type=cli.positive, default=2000, help="of training; a model that is there is kept")
+    p.add_argument("--work", type=Path, default=Path("runs/memory"), help="where videos, models and films go, and stay")
+    p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/memory_balls.json", help="JSON file")
+    p.add_argument("--table", action="store_true", help="print what is in --out, and run nothing")
     args = p.parse_args(argv)
-    work = cli.output_folder(args.work).resolve()
-    import torch  # after the arguments are known to be good
-
-    torch.set_num_threads(1)
-    clips = [draw_clip(0, TEST_START + i) for i in range(CLIPS)]
-    truths = [truth(clip) for clip in clips]
-    write_training_set(work / "data/train")
-    write_given(work / "given", clips)
-    export = train(work, args.steps, args.seed)
-    films = extend(work, export, args.seed)
-    result = {
-        "window": json.loads((export / "config.json").read_text())["predict_frames"],
-        "real": judge(real_films(work / "real", clips), truths)["all"],
-        "model": judge(films, truths),
-        "under_curtain": leak(work / "given"),
-    }
-    print(table(result))
-    if args.out:
-        facts = {"method": METHOD, "arguments": vars(args), "machine": cli.machine()}
-        versions = {name: metadata.version(name) for name in cli.PACKAGES}
-        cli.write_json(args.out, {**facts, "versions": versions, **settings(), **result})
-
-
-def settings() -> dict:
-    """What was measured on, for the record."""
-    return {"clips_per_length": CLIPS, "past": PAST, "given_hidden": LENGTHS, "judged": JUDGED, "after": AFTER,
-            "training_clips": TRAIN, "training_frames": FRAMES, "open": OPEN, "closed": CLOSED}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Truth:
-    """How a clip goes on behind the curtain: frames uint8 (T,64,64,3), heights (T,) in px, exact bounce times."""
-
-    clip: BallClip
-    frames: NDArray
-    heights: NDArray
-    bounces: NDArray
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A film, uint8 (T,64,64,3), of the clip at position `clip`; `given`: frames that the model did not make."""
-
-    clip: int
-    given: int
-    frames: NDArray
-
-
-@dataclass(frozen=True)
-class Return:
-    """A ball that came back: hidden for so many frames, judged in frames first..stop-1; colour -1 is no ball.
-
-    bounces: their times, in frames from the start of the film. heights (stop - first,): px, nan without a ball.
-    """
-
-    clip: int
-    given: int
-    hidden: int
-    first: int
-    stop: int
-    colour: int
-    bounces: NDArray
-    heights: NDArray
-
-
-@dataclass(frozen=True)
-class Score:
-    """A ball that came back against its truth, and against those of others of its class for chance."""
-
-    back: Return
-    label: int
-    counts: EventCounts
-    error: float  # frames; nan if too little is seen
-    chance_counts: list[EventCounts]
-    chance_errors: list[float]
-
-
-def length() -> int:
-    """Frames of every film."""
-    return PAST + max(LENGTHS) + AFTER
-
-
-def truth(clip: BallClip) -> Truth:
-    """The clip without curtain, a period longer than a film: a late ball may be ahead of the end."""
-    from data.synthetic import ball_height, render
-
-    frames = render(clip, length() + math.ceil(clip.period)).numpy()
-    return Truth(clip, frames, ball_height(frames), clip.bounce_times(len(frames)))
-
-
-def draw_curtains(index: int, frames: int) -> NDArray:
-    """Which frames of training clip `index` are hidden: bool (frames,), open and closed stretches in turn."""
-    rng, count = np.random.default_rng([1, index]), frames // (OPEN[0] + CLOSED[0]) + 4
-    stretches = [rng.integers(low, high, size=count, endpoint=True) for low, high in (OPEN, CLOSED)]
-    hidden = np.repeat(np.arange(2 * count) % 2 == 1, np.stack(stretches, 1).ravel())
-    start = rng.integers(OPEN[1] + CLOSED[1])
-    return hidden[start : start + frames]
-
-
-def hide(frames, wave, hidden: NDArray) -> tuple:
-    """Lower the curtain over the `hidden` (T,) of frames uint8 (T,64,64,3), and silence their samples of wave (N,)."""
-    import torch
-
-    hidden, frames, wave = torch.from_numpy(hidden), frames.clone(), wave.clone()
-    frames[hidden] = CURTAIN
-    wave.view(len(frames), -1)[hidden] = 0
-    return frames, wave
-
-
-def write_hidden(path: Path, clip: BallClip, hidden: NDArray) -> None:
-    """Write the clip with a curtain over the `hidden` (T,) frames as mp4, unless it is there."""
-    from data.av import Writer
-    from data.synthetic import render, sound
-
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with Writer(path, SIZE, SIZE, FPS, RATE, wav=False) as writer:
-            writer.write(*hide(render(clip, len(hidden)), sound(clip, len(hidden), RATE), hidden))
-
-
-def write_training_set(folder: Path) -> None:
-    """Clips behind curtains, without class folders: nothing but the window can tell the colour."""
-    for i in range(TRAIN):
-        write_hidden(folder / f"ball_{i:05d}.mp4", draw_clip(0, i), draw_curtains(i, FRAMES))
-
-
-def write_given(folder: Path, clips: Sequence[BallClip]) -> None:
-    """For each of LENGTHS all clips, PAST frames and so many under the curtain: given_HH_CCCCC.mp4."""
-    for hidden in LENGTHS:
-        for i, clip in enumerate(clips):
-            write_hidden(folder / f"given_{hidden:02d}_{i:05d}.mp4", clip, np.arange(PAST + hidden) >= PAST)
-
-
-def train(work: Path, steps: int, seed: int) -> Path:
-    """The exported model of these steps and this seed; trained unless it is there."""
-    import demo
-
-    run = work / f"steps_{steps}_seed_{seed}"
-    if not (run / "export").is_dir():
-        how = ("--max-steps", steps, "--ckpt-every", steps, "--seed", seed, *demo.TRAINING.split())
-        command = ("train.py", "--data-path", work / "data", "--experiment-dir", run, *how)
-        demo.call(*command, log=work / "train.log", threads=1)
-    return run / "export"
-
-
-def extend(work: Path, export: Path, seed: int) -> list[Shown]:
-    """All given clips extended side by side, as their files show them."""
-    import demo
-
-    given, folder = sorted((work / "given").glob("*.mp4")), work / "films"
-    how = ("--frames", length(), "--save-state", 0, "--seed", seed, "--device", "cpu")
-    command = ("sample_long.py", "--model-ckpt", export, "--results-dir", folder, *how, "--extend", *given)
-    demo.call(*command, log=work / "films.log", threads=1)
-    names = [path.stem.split("_") for path in given]
-    return [shown(folder / f"long_{k:05d}.mp4", int(i), int(h)) for k, (_, h, i) in enumerate(names)]
-
-
-def real_films(folder: Path, clips: Sequence[BallClip]) -> list[Shown]:
-    """What a perfect model would make: the clips go on behind a curtain that rises at the end of each of LENGTHS."""
-    films, time = [], np.arange(length())
-    for i, clip in enumerate(clips):
-        hidden, path = LENGTHS[i % len(LENGTHS)], folder / f"real_{i:05d}.mp4"
-        write_hidden(path, clip, (time >= PAST) & (time < PAST + hidden))
-        films.append(shown(path, i, hidden))
-    return films
-
-
-def shown(path: Path, clip: int, hidden: int) -> Shown:
-    """A film from its file."""
-    from data.av import read_frames
-
-    return Shown(clip, PAST + hidden, read_frames(path, 0, length(), FPS).numpy())
-
-
-def under_curtain(frames: ArrayLike) -> NDArray:
-    """Which of the uint8 frames (T,64,64,3) are nearer to the curtain than to the scene in most places: bool (T,)."""
-    frames = np.asarray(frames).astype(np.int16)
-    return (np.abs(frames - CURTAIN) < np.abs(frames - EMPTY)).mean((1, 2, 3)) > 0.5
-
-
-def find_return(film: Shown) -> Return | None:
-    """The first stretch without curtain after the given frames, JUDGED frames at most; None if there is none."""
-    from data.synthetic import ball_class, ball_height, detect_bounces
-
-    hidden = under_curtain(film.frames[film.given :])
-    if hidden.all():
-        return None
-    risen = int(hidden.argmin())
-    first = film.given + risen
-    stop = first + int(np.append(hidden[risen : risen + JUDGED], True).argmax())
-    seen = film.frames[first:stop]
-    labels = ball_class(seen)
-    colour = int(np.bincount(labels[labels >= 0]).argmax()) if (labels >= 0).any() else -1
-    bounces = detect_bounces(seen) + first
-    return Return(film.clip, film.given, first - PAST, first, stop, colour, bounces, ball_height(seen))
-
-
-def bounce_counts(back: Return, clip: Truth) -> EventCounts:
-    """Bounces seen, and those that the same detector sees in these frames of the truth, with partners within a frame.
-
-    A bounce seen may also have its partner outside these frames, where no detector sees it.
-    """
-    from data.synthetic import detect_bounces
-    from metrics.sync import match_events
-
-    expected = detect_bounces(clip.frames[back.first : back.stop]) + back.first
-    right, kept = match_events(back.bounces, clip.bounces), match_events(expected, back.bounces)
-    return EventCounts(v=len(back.bounces), v_matched=len(right), a=len(expected), a_matched=len(kept))
-
-
-def bounce_error(back: Return, clip: Truth) -> float:
-    """Frames by which the ball bounces early or late, half a period at most; nan if too little of it is seen."""
-    if back.stop - back.first < FITTED:
-        return math.nan
-    shifts = np.linspace(-0.5, 0.5, 101)[:, None] * clip.clip.period
-    times = np.arange(back.first, back.stop) + shifts  # (101,stop-first)
-    misfit = np.square(np.interp(times, np.arange(len(clip.heights)), clip.heights) - back.heights).sum(1)
-    return math.nan if np.isnan(misfit).any() else float(np.abs(shifts[misfit.argmin(), 0]))
-
-
-def score(back: Return, truths: Sequence[Truth]) -> Score:
-    """Hold a ball that came back against what it should be."""
-    own, others = truths[back.clip], [truths[(back.clip + places) % len(truths)] for places in ROTATIONS]
-    chance = [bounce_counts(back, other) for other in others], [bounce_error(back, other) for other in others]
-    return Score(back, own.clip.label, bounce_counts(back, own), bounce_error(back, own), *chance)
-
-
-def judge(films: Sequence[Shown], truths: Sequence[Truth]) -> dict:
-    """Figures of all films, of curtains shorter than the window and not, of each bin, and of each given length."""
-    scores = [score(back, truths) for film in films if (back := find_return(film))]
-    bins = {named(low, high): (low, high) for low, high in (*BINS, (1, WINDOW - 1), (WINDOW, None))}
-    groups = {name: [s for s in scores if within(s.back.hidden, *ends)] for name, ends in bins.items()}
-    given = {str(h): [s for s in scores if s.back.given == PAST + h] for h in LENGTHS}
-    return {
-        "all": figures(scores),
-        "never_risen": len(films) - len(scores),
-        "hidden": {name: figures(group) for name, group in groups.items()},
-        "given": {name: figures(group) for name, group in given.items()},
-    }
-
-
-def within(hidden: int, low: int, high: int | None) -> bool:
-    return low <= hidden and (high is None or hidden <= high)
-
-
-def named(low: int, high: int | None) -> str:
-    return f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
-
-
-def figures(scores: Sequence[Score]) -> dict | None:
-    """What is kept of colour and phase, each with its interval and with chance; None for fewer than 2 clips."""
-    if len(scores) < 2:
-        return None
-    returns = [s.back for s in scores]
-    return {
-        "clips": len(scores),
-        "mean_hidden": float(np.mean([r.hidden for r in returns])),
-        "mean_judged": float(np.mean([r.stop - r.first for r in returns])),
-        "without_ball": sum(r.colour < 0 for r in returns),
-        "colour": colour_kept(scores),
-        "f1": bounces_kept(scores),
-        "error": mean_error(scores),
-    }
-
-
-def colour_kept(scores: Sequence[Score]) -> dict:
-    """Share of clips that have their colour still."""
-    from metrics.intervals import bootstrap
-
-    found, right = np.array([(s.back.colour, s.label) for s in scores]).T
-    chance = float(np.equal.outer(found, right).mean())
-    return {"value": float((found == right).mean()), "interval": bootstrap(found == right), "chance": chance}
-
-
-def bounces_kept(scores: Sequence[Score]) -> dict:
-    """F1 of the bounces seen, over `events` true ones."""
-    from metrics.sync import bootstrap_f1, f1
-
-    counts, chance = [s.counts for s in scores], [c for s in scores for c in s.chance_counts]
-    events = sum(c.a for c in counts)
-    return {"value": f1(counts), "interval": bootstrap_f1(counts), "chance": f1(chance), "events": events}
-
-
-def mean_error(scores: Sequence[Score]) -> dict | None:
-    """Mean error in frames over the `clips` that show enough; None for fewer than 2."""
-    from metrics.intervals import bootstrap
-
-    enough = [s for s in scores if np.isfinite([s.error, *s.chance_errors]).all()]
-    if len(enough) < 2:
-        return None
-    errors, chance = np.array([s.error for s in enough]), np.array([s.chance_errors for s in enough])
-    return {"value": errors.mean(), "interval": bootstrap(errors), "chance": chance.mean(), "clips": len(enough)}
-
-
-def leak(folder: Path) -> dict:
-    """What the file still shows and sounds like when the whole window is behind the curtain: nothing may tell the ball.
-
-    Largest difference to the curtain in grey levels, share of numbers that differ by more than one, and largest
-    sample, over the last WINDOW frames of the longest.
-    """
-    from data.av import read_audio, read_frames
-
-    first, paths = PAST + max(LENGTHS) - WINDOW, sorted(folder.glob(f"given_{max(LENGTHS):02d}_*.mp4"))
-    off = np.abs(np.stack([read_frames(path, first, WINDOW, FPS).int() - CURTAIN for path in paths]))
-    waves = [read_audio(path, first * RATE // FPS, WINDOW * RATE // FPS) for path in paths]
-    loudest = max(float(wave.abs().max()) for wave in waves)
-    return {"grey_levels": int(off.max()), "share_over_one": float((off > 1).mean()), "sample": loudest}
-
-
-def table(result: dict) -> str:
-    """Lines of the terminal: a row for each number of hidden frames, and for real films."""
-    rows = {**result["model"]["hidden"], "real": result["real"]}
-    kinds = ("colour", "f1", "error")
-    head = f"{'hidden':>8} {'clips':>6}" + "".join(f" {kind:>7} {'95 %':>12} {'chance':>7}" for kind in kinds)
-    lines = [f"{name:>8} {r['clips']:6d}" + "".join(cells(r[kind]) for kind in kinds) for name, r in rows.items() if r]
-    return "\n".join([head, *lines])
-
-
-def cells(figure: dict | None) -> str:
-    """A figure, its interval and chance in a row of the table."""
-    if figure is None:
-        return " " * 29
-    low, high = figure["interval"]
-    return f" {figure['value']:7.2f} {low:6.2f}..{high:4.2f} {figure['chance']:7.2f}"
+    sides = [side for side in SIDES if side in args.sides and (args.memory or side == "without")]
+    if not sides:
+        p.error("--sides with needs ages; give --memory 1 2 4 8 16 28")
+    record = Record(args.out, facts(args))
+    if not args.table:
+        import torch  # after the arguments are known to be good
+
+        torch.set_num_threads(1)
+        work = cli.output_folder(args.work).resolve()
+        for name in args.tasks:
+            measure(record, args, name, sides, work / name)
+    print(markdown(record.figures))
+
+
+def facts(args) -> dict:
+    """What figures depend on, for the record."""
+    c = curtain
+    return {"method": METHOD, "steps": args.steps, "memory": args.memory, "memory_noise": args.memory_noise,
+            "versions": {name: metadata.version(name) for name in cli.PACKAGES}, "clips_per_length": c.CLIPS,
+            "given_hidden": c.LENGTHS, "judged": c.JUDGED, "after": c.AFTER, "training_clips": c.TRAIN,
+            "training_frames": c.FRAMES, "tasks": {name: task._asdict() for name, task in c.TASKS.items()}}  # fmt: skip
+
+
+def measure(record: Record, args, name: str, sides: Sequence[str], work: Path) -> None:
+    """All figures of a task that are not there, then those of all seeds together."""
+    task, clips = curtain.TASKS[name], curtain.held_out()
+    curtain.write_training_set(work / "data/train", task)
+    curtain.write_given(work / "given", task, clips)
+    record.made(f"{name}/under_curtain", lambda: curtain.leak(work / "given", task, WINDOW))
+    record.made(f"{name}/real", lambda: real(work, task, clips))
+    memories = {"with": (tuple(args.memory), args.memory_noise), "without": ((), 0.0)}
+    runs = {side: [Run(work, task, *memories[side], args.steps, seed) for seed in args.seeds] for side in sides}
+    for side, run in zip(cycle(sides), chain(*zip(*runs.values()))):  # a seed of each side, then the next
+        record.made(f"{name}/{side}/{run.seed}", lambda run=run: curtain.summary(run.scores()))
+    record.forget(f"{name}/{TOGETHER}/")
+    for side in sides if len(args.seeds) > 1 else ():
+        films = [score for run in runs[side] for score in run.scores()]
+        record.made(f"{name}/{TOGETHER}/{side}", lambda films=films: curtain.summary(films))
+
+
+def real(work: Path, task: curtain.Task, clips: Sequence[BallClip]) -> dict:
+    """Figures of films in which the clips go on."""
+    truths = [curtain.truth(clip, task.length) for clip in clips]
+    return curtain.figures(curtain.scores(curtain.real_films(work / "real", task, clips), task, truths))
+
+
+HEAD = ("frames hidden", "films", "colour kept", "chance", "F1 of bounces", "chance", "error, frames", "chance")
+
+
+def markdown(figures: dict[str, dict]) -> str:
+    """A table of each side, seed and task, and of all seeds together: what is kept, by the frames hidden."""
+    parts = []
+    for key, found in figures.items():
+        if "hidden" in found:
+            last = {"real films": figures.get(f"{key.split('/')[0]}/real")}
+            lines = [line(name, x) for name, x in {**found["hidden"], **last}.items() if x]
+            parts.append(f"{key.replace('/', ', ')}\n\n{table(HEAD, lines)}")
+    return "\n".join(parts)
+
+
+def line(name: str, x: dict) -> list[str]:
+    """A row of the table."""
+    error = x["error"]
+    chance = error and {"value": error["chance"], "interval": error["chance_interval"]}
+    shares = [text for of in ("colour", "f1") for text in (cell(x[of]), f"{x[of]['chance']:.2f}")]
+    return [name, str(x["clips"]), *shares, cell(error), cell(chance)]
+
+
+def cell(figure: dict | None) -> str:
+    """A figure and its interval."""
+    return "{:.2f} ({:.2f} to {:.2f})".format(figure["value"], *figure["interval"]) if figure else ""
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import cli
 from benchmarks.cost import cost_of
 from benchmarks.judging import films_in, judged
 
+KEPT = 500  # steps between checkpoints
 GIVEN = {"a2v": "sample_a2v.py", "v2a": "sample_v2a.py"}
 
 
@@ -66,6 +67,22 @@ def trained(how: Sequence, steps: int, seed: int, begins: Sequence[Path] = ()) -
         found = {"steps": steps, "frames": frames, **_told(run, frames), **cost._asdict(), "recipe": told}
         cli.write_json(run / "cost.json", found)
     return json.loads((run / "cost.json").read_text())
+
+
+def train_on(run: Path, data: Path, steps: int, seed: int, how: Sequence = ()) -> None:
+    """Train the demo's model on other videos, unless it is there; one that was broken off goes on.
+
+    Args:
+        how: more arguments of train.py.
+    """
+    import demo
+
+    spec = run / "export/pipeline.json"
+    if not spec.exists() or json.loads(spec.read_text())["step"] < steps:
+        run.mkdir(parents=True, exist_ok=True)
+        how = (*demo.TRAINING.split(), *how, "--seed", seed, "--max-steps", steps, "--ckpt-every", min(KEPT, steps))
+        command = ("train.py", "--data-path", data, "--experiment-dir", run, *how)
+        demo.call(*command, log=run / "train.log", threads=1)
 
 
 def recipe(how: Sequence, steps: int, seed: int, begins: Sequence[Path]) -> str:

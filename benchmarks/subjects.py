@@ -13,8 +13,9 @@ from pipeline import AVCodec, AVSpec
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 PATCH = 8  # pixels along the side of a latent cell, as of SD's autoencoder
-UNKNOWN = (  # to the reference: always causal, without text, and fused in all blocks
+UNKNOWN = (  # to the reference: always causal, without text and memory, and fused in all blocks
     "causal_attn", "class_dropout_prob", "text_width", "fusion_blocks", "conditioning_times",
+    "memory_ages",
 )  # fmt: skip
 DEMO = dict(latent_size=8, in_channels=12, n_mels=64, predict_frames=8, num_classes=3)  # what demo.py trains
 HIFIGAN = dict(  # HiFi-GAN V1 (Kong et al., 2020) for a hop of 160, 14 M weights: about what the paper's total leaves
@@ -64,6 +65,8 @@ def reference_of(model: FLAV, config: dict, share: bool = True) -> Reference:
         raise ValueError("the reference is causal, this model was trained with --no-causal-attn; take another")
     if (blocks := config.get("fusion_blocks")) is not None:
         raise ValueError(f"the reference fuses in all blocks, this model in {blocks}; take another")
+    if model.memory_ages:
+        raise ValueError(f"the reference has no memory, this model one of ages {model.memory_ages}; take another")
     plain = Reference(**{name: x for name, x in config.items() if name not in UNKNOWN})
     if share:
         plain.load_state_dict(model.state_dict(), assign=True)

@@ -66,7 +66,7 @@ class TrainingDraws:
     independent, w_a: (B,) as `w`: what is compared with the share of clips whose modalities have times of their own,
         and the phase of the sound there. caption: (B,) as `w`, which of its captions a clip takes. cut, cut_at: (B,)
         as `w`, what is compared with the share of clips that are cut, and where in the clip. forget: (B,) as `w`, what
-        is compared with the share of clips without their memory.
+        is compared with the share of clips without their memory. memory_w: (B,) as `w`, how noisy the memory is.
     """
 
     w: Tensor
@@ -81,6 +81,7 @@ class TrainingDraws:
     cut: Tensor
     cut_at: Tensor
     forget: Tensor
+    memory_w: Tensor
 
 
 def training_draws(
@@ -95,5 +96,5 @@ def training_draws(
     for row in rows:
         draw = generator(seed, Purpose.TRAINING, row, step)
         gaussians = (draw.standard_normal(shape, dtype=np.float32) for shape in (video, video, audio))
-        draws.append((*draw.random(3), *gaussians, *draw.random(6)))
+        draws.append((*draw.random(3), *gaussians, *draw.random(7)))
     return TrainingDraws(*(torch.from_numpy(np.stack(column)) for column in zip(*draws)))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import train
 from data.clips import ClipDataset
 from data.latents import EncodedFile, LatentDataset
 from data.past import with_past
@@ -21,6 +22,7 @@ from tests.test_streams import film, run_together
 from training.draws import Draws
 from training.encode import encode_batch
 from training.finetune import initialise
+from training.opening import make_draws
 
 AGES, T = [1, 3, 6], WINDOW
 K, A = len(AGES), max(AGES)
@@ -298,6 +300,29 @@ def test_memory_is_clean_or_forgotten_as_a_whole_in_a_tenth_and_where_a_stream_b
     assert (t == t[:, :1]).all() and t.mean().item() == pytest.approx(0.8 * 0.9, abs=0.02)
     some = drawn(start=4)["times"][0][:, :K]
     assert not some[:, 0].any() and some[:, 1].equal(t[:, 1])
+
+
+def test_memory_noise_is_one_time_for_all_of_a_clip_that_leaves_what_is_not_there_and_the_window_as_they_are():
+    plain, noisy = (drawn(memory_noise=x)["times"] for x in (0.0, 0.25))
+    for clean, t in zip(plain, noisy):
+        assert t[:, K:].equal(clean[:, K:]) and t[clean == 0].eq(0).all() and (t[:, :K] == t[:, :1]).all()
+        there = t[clean[:, 0] == 1, 0]
+        assert there.min() == pytest.approx(0.75, abs=0.01) and there.max() == pytest.approx(1, abs=0.01)
+        assert there.mean().item() == pytest.approx(0.875, abs=0.01)
+    assert noisy[0].equal(noisy[1])
+
+
+def test_noise_on_a_memory_is_asked_for_with_one(pipe, tmp_path, capsys):
+    how = ["--data-path", str(tmp_path), "--experiment-dir", str(tmp_path / "run")]
+    args = train.parse([*how, "--predict-frames", str(T), "--memory", "1", "--memory-noise", "0.3"])
+    assert make_draws(args, pipe.codec, pipe.model, range(2), None).memory_noise == 0.3
+    for more, complaint in (
+        (["--memory-noise", "0.3"], "--memory-noise is of the frames of a memory; give --memory"),
+        (["--memory", "1", "--memory-noise", "1.5"], "--memory-noise 1.5 leads to no flow time; choose 0 to 1"),
+    ):
+        with pytest.raises(SystemExit):
+            train.parse([*how, *more])
+        assert complaint in capsys.readouterr().err
 
 
 def test_loss_is_that_of_the_window_alone():

@@ -29,6 +29,8 @@ class Draws:
         texts: captions -> Text, for a model with text; labels are then the captions of each clip's file.
         ages: of the frames of a memory, which come before those of a clip; shapes count them. A clip in pre-rolling has
             none, as a stream that begins, nor has a share FORGET of the others.
+        memory_noise: how far from data the memory's frames may be: their time is uniform in [1 - it, 1]. It is one for
+            all of a clip, since sampling shows all of them at 1, which times of their own would hardly ever meet.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Draws:
         texts: Callable[[Tensor], Text] | None = None,
         cuts: float = 0.0,
         ages: Sequence[int] = (),
+        memory_noise: float = 0.0,
     ):
         self.texts, self.cuts, self.ages = texts, cuts, torch.tensor(sorted(ages, reverse=True))
+        self.memory_noise = memory_noise
         self.seed, self.rows, self.shapes = seed, rows, shapes
         self.theta, self.drop, self.null_label, self.independent = theta, drop, null_label, independent
 
@@ -74,12 +78,13 @@ class Draws:
     def _remembering(
         self, times: tuple[Tensor, Tensor], drawn: TrainingDraws, start: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Times (B,K + T): 1 of the memory's frames that are there, 0 of the others, before those of the clip's."""
+        """Times (B,K + T): 1, or a little less, of the memory's frames that are there, 0 of the others; the clip's."""
         if not len(self.ages):
             return times
         forgotten = (drawn.pre_rolling < self.theta) | (drawn.forget < FORGET)
         there = (start.unsqueeze(1) >= self.ages) & ~forgotten.unsqueeze(1)
-        return tuple(torch.cat([there.to(t), t], 1) for t in times)
+        remembered = there * (1 - self.memory_noise * drawn.memory_w.unsqueeze(1))
+        return tuple(torch.cat([remembered.to(t), t], 1) for t in times)
 
     def _drawn(self, step: int, mean: Tensor, std: Tensor) -> tuple[TrainingDraws, Tensor, tuple[Tensor, Tensor]]:
         """All that is random in a step; a draw of the picture's latents, and the noise of both sides, on the device."""

@@ -277,7 +277,7 @@ def make_draws(args: Namespace, codec: AVCodec, model: Pretrained, rows: range, 
         return ClipDraws(args.seed, rows, codec.unit_shapes, null, texts, *how)
     shapes = tuple((len(args.memory) + args.predict_frames, *shape) for shape in codec.unit_shapes)
     chances = (args.theta, args.class_dropout_prob, null, args.independent_times)
-    how = (args.seed, rows, shapes, *chances, texts, args.cuts, args.memory)
+    how = (args.seed, rows, shapes, *chances, texts, args.cuts, args.memory, args.memory_noise)
     if args.stage in model.stages_holding:
         return HeldDraws(*how, conditioning_times=model.conditioning_times, carries=model.carries)
     return Draws(*how)

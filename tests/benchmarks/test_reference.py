@@ -86,3 +86,11 @@ def test_model_that_looks_ahead_has_no_reference():
     config = {**SHAPE, "causal_attn": False}
     with pytest.raises(ValueError, match="the reference is causal"):
         subjects.reference_of(FLAV(**config), config)
+
+
+def test_model_that_remembers_has_no_reference_and_one_that_does_not_has_it_by_its_stored_config():
+    model = FLAV(**SHAPE)
+    assert "memory_ages" in model._hub_mixin_config and subjects.reference_of(model, model._hub_mixin_config)
+    config = {**SHAPE, "memory_ages": [1, 2]}
+    with pytest.raises(ValueError, match=r"the reference has no memory, this model one of ages \(1, 2\)"):
+        subjects.reference_of(FLAV(**config), config)

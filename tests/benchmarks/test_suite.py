@@ -7,8 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import codec, forward, fusion, sample_clip, stream, subjects, summary, timing, train_step, vocoder
-from models import FLAV_presets
+from benchmarks import (
+    codec,
+    forward,
+    fusion,
+    memory_cost,
+    sample_clip,
+    stream,
+    subjects,
+    summary,
+    timing,
+    train_step,
+    vocoder,
+)
+from models import FLAV, FLAV_presets
 from training.ceiling import matmul_ceiling
 
 ONCE = ["--repeats", "2", "--warmup", "0"]
@@ -41,6 +53,18 @@ def record_of(script, path, *arguments):
 def test_forward_pass(tmp_path):
     (row,) = record_of(forward, tmp_path / "x.json", *TINY)["rows"]
     assert (row["ours"], row["other"]) == ("ours", "reference") and 0 < row["share_of_ceiling"]
+
+
+def test_memory_of_a_stream_is_computed_once_a_frame_and_its_state_is_larger_by_its_frames_alone(tmp_path, monkeypatch):
+    asked, remember = [], FLAV.remember
+    monkeypatch.setattr(FLAV, "remember", lambda model, *x: asked.append(x[2].tolist()) or remember(model, *x))
+    how = ("--memory", "1", "5", "--frames", "6")
+    frame, more, plain, long = record_of(memory_cost, tmp_path / "x.json", *TINY, *how)["rows"]
+    assert frame["ours"] == "without" and frame["ages"] == [1, 5]
+    assert asked == [[[1.0, 1.0]]] * (2 + 6)  # both are there from the first frame on
+    assert more["window_bytes"] - plain["window_bytes"] == 5 * (4 * (12 * 8 * 8 + 10 * 64) + 8)
+    assert 0 < more["bytes"] - more["window_bytes"] - (plain["bytes"] - plain["window_bytes"]) < 500  # names of tensors
+    assert long["frame_of_memory"] == 3 and len(long["resident_gib"]) == 2
 
 
 def test_forward_pass_in_bfloat16(tmp_path):
