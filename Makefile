@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY = $(VENV)/bin/python
 PYTEST = $(PY) -m pytest -q -n auto --dist loadfile  # a file is a worker's: its tests share what is slow to make
 NUMERIC = $(addprefix tests/, models diffusion vocoder metrics data evaluation benchmarks/test_reference.py \
-    $(addsuffix .py, $(addprefix test_, pipeline streams overlap conditional conditional_inputs sample finetune training prepare link avlink_training whole_clips)))
+    $(addsuffix .py, $(addprefix test_, pipeline streams overlap conditional conditional_inputs sample finetune training prepare link avlink_training whole_clips clip_films memory steps)))
 
 .PHONY: demo test test-portable lint bench
 
