@@ -1,4 +1,4 @@
-# make demo | make test | make test-portable | make lint | make bench; VENV=path reuses an environment
+# make demo | make live | make test | make test-portable | make lint | make bench; VENV=path reuses an environment
 VENV ?= .venv
 PYTHON ?= python3
 PY = $(VENV)/bin/python
@@ -6,7 +6,7 @@ PYTEST = $(PY) -m pytest -q -n auto --dist loadfile  # a file is a worker's: its
 NUMERIC = $(addprefix tests/, models diffusion vocoder metrics data evaluation benchmarks/test_reference.py \
     $(addsuffix .py, $(addprefix test_, pipeline streams overlap conditional conditional_inputs sample finetune training prepare link avlink_training whole_clips clip_films memory steps)))
 
-.PHONY: demo test test-portable lint bench
+.PHONY: demo live test test-portable lint bench
 
 $(VENV)/.installed: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
@@ -15,6 +15,12 @@ $(VENV)/.installed: requirements.txt
 
 demo: $(VENV)/.installed
 	$(PY) demo.py
+
+live: $(VENV)/.installed  # on the demo's model; on that of the quick demo if there is none, which it trains
+	@test -d runs/demo/export || test -d runs/demo/quick/export || { \
+	echo "no model in runs/demo yet: training the quick one, in a minute or two; make demo trains a better one"; \
+	$(PY) demo.py --quick; }
+	$(PY) live.py --model-ckpt $$(test -d runs/demo/export && echo runs/demo/export || echo runs/demo/quick/export)
 
 test: $(VENV)/.installed
 	$(PYTEST)

@@ -68,6 +68,21 @@ class RealClip:
         for first in progress(range(0, stop, BLOCK)):
             yield self.film(first, min(BLOCK, stop - first))
 
+    def over(self, first: int, frames: Tensor, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """A chunk of the stream that goes on from the clip, with the clip's own frames and sound where there are any.
+
+        Over its last 20 ms the sound fades into the generated one.
+        """
+        count, size = min(len(frames), self.frames - first), len(wave) // len(frames)
+        if count <= 0:
+            return frames, wave
+        pictures, sound = self.film(first, count)
+        fade = round(FADE * self.codec.spec.sample_rate)
+        left = torch.arange((self.frames - first) * size, (self.frames - first - count) * size, -1)
+        share = (left.clamp(max=fade) / fade).to(wave)  # of the real sound: 1, then down to 0 at the seam
+        mixed = share * sound + (1 - share) * wave[: count * size]
+        return torch.cat([pictures, frames[count:]]), torch.cat([mixed, wave[count * size :]])
+
 
 class Film:
     """One stream's file, and the state from which the stream goes on after the last frame in it.
@@ -99,7 +114,7 @@ class Film:
         """Append a chunk."""
         frames, wave = chunk.frames.cpu(), chunk.wave.cpu()
         if chunk.first < self.real_until:
-            frames, wave = self._substituted(chunk.first, frames, wave)
+            frames, wave = self.real.over(chunk.first, frames, wave)
         self.writer.write(frames, wave)
         self.state = chunk.state
         if self.latents is not None:
@@ -109,16 +124,6 @@ class Film:
     def real_until(self) -> int:
         """Frame at which the generated part begins."""
         return self.real.frames if self.real else 0
-
-    def _substituted(self, first: int, frames: Tensor, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """The chunk with real frames and their sound where there are any."""
-        count, size = min(len(frames), self.real_until - first), len(wave) // len(frames)
-        pictures, sound = self.real.film(first, count)
-        fade = round(FADE * self.real.codec.spec.sample_rate)
-        left = torch.arange((self.real_until - first) * size, (self.real_until - first - count) * size, -1)
-        share = (left.clamp(max=fade) / fade).to(wave)  # of the real sound: 1, then down to 0 at the seam
-        mixed = share * sound + (1 - share) * wave[: count * size]
-        return torch.cat([pictures, frames[count:]]), torch.cat([mixed, wave[count * size :]])
 
     def save_latents(self, path: Path) -> None:
         """Write all latents, v (F,C,h,w) and a (F,S,M)."""

@@ -79,6 +79,10 @@ class Source(ABC):
         """The frames in order as they are before a codec of clips sees them, on the CPU."""
 
     @abstractmethod
+    def track(self) -> Iterator[Tensor]:
+        """What the file itself holds, by frames: samples as loud as they are, or (3,H,W) in [-1,1]."""
+
+    @abstractmethod
     def clip(self, first: int, count: int) -> Tensor:
         """Latents (1,...) of `count` frames from `first` on, for a codec of clips; past the end the last is drawn out.
 
@@ -164,6 +168,9 @@ class SoundSource(Source):
             yield pad(wave, (0, count * size - len(wave)))
             left -= count
 
+    def track(self) -> Iterator[Tensor]:
+        return self._waves(1)
+
     def _raw(self) -> Iterator[Tensor]:
         """(samples_per_frame,) of each frame."""
         return (self._gain * wave for wave in self._waves(1))
@@ -205,6 +212,9 @@ class PictureSource(Source):
     def _latents(self) -> Iterator[Tensor]:
         for pixels in self._raw():
             yield self.codec.frames.encode(pixels[None, None].to(self.codec.device))[0][0, 0].cpu()
+
+    def track(self) -> Iterator[Tensor]:
+        return self._raw()
 
     def _raw(self) -> Iterator[Tensor]:
         """(3,H,W) of each frame."""

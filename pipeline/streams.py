@@ -196,6 +196,36 @@ class Streams:
         self.velocity = self.pipe.velocity(self.cfg_scale, n, self.negative)
         self.window, self.n = replace(self.window, step=self.window.step * after // before), n
 
+    def relabel(self, name: str, y: int) -> None:
+        """Give a running stream a label from here on: all frames of its window that are not done, and those to come.
+
+        As if the stream left and its state came back with `labels`, so a film resumed so is the same.
+        """
+        rows = [i for i, other in enumerate(self.rows) if other == name]
+        labels = self.window.y.clone()
+        labels[rows] = y
+        self.window = replace(self.window, y=labels)
+
+    def reguide(self, cfg_scale: float) -> None:
+        """Change the guidance by class or text of all streams while they run.
+
+        Raises:
+            ValueError: as of `AVPipeline.velocity`.
+        """
+        self.velocity = self.pipe.velocity(cfg_scale, self.n, self.negative)
+        self.cfg_scale, self.window = cfg_scale, replace(self.window)  # another window tells `overlapped_steps`
+
+    def reseed(self, name: str, seed: int) -> None:
+        """Give a running stream the noise of another seed for the frames that are yet to enter its window."""
+        seeds = self.window.seed.clone()
+        seeds[list(self.rows).index(name)] = seed
+        self.window = replace(self.window, seed=seeds)
+
+    @property
+    def between_frames(self) -> bool:
+        """Whether no stream is in the middle of a frame, so that states can be retimed."""
+        return self.window is None or not (self.window.step % self.n).any()
+
     def leave(self, name: str) -> StreamState:
         """Take a stream out; the state goes on elsewhere or later."""
         state = self.state(name)

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LEAVES = ("models", "diffusion", "data", "vocoder", "metrics")
-JOINTS = ("pipeline", "training", "evaluation")  # where leaves meet: to generate, to learn, to measure
+JOINTS = ("pipeline", "training", "evaluation", "serving")  # where leaves meet: to generate, learn, measure, show
 ROOMS = (*LEAVES, *JOINTS)
 SHARED = ("cli", "conditional")  # by scripts
 SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem not in SHARED)
@@ -71,6 +71,16 @@ def test_what_generates_knows_nothing_of_what_learns():
     assert not [path for path in files("pipeline") if imports(path) & {"training", "evaluation"}]
     assert not [path for path in files("evaluation") if imports(path) & {"training", "pipeline"}]
     assert not [path for path in files("training") if "evaluation" in imports(path)]
+
+
+def test_only_the_live_page_knows_of_servers():
+    """With live.py not running nothing imports what a server is made of, nor the room that does."""
+    web = {"starlette", "uvicorn", "websockets", "serving"}
+    sources = [*files(*ROOMS), *(ROOT / f"{name}.py" for name in (*SCRIPTS, *SHARED))]
+    found = {str(path.relative_to(ROOT)) for path in sources if imports(path) & web}
+    assert found and all(name == "live.py" or name.startswith("serving/") for name in found)
+    assert not imports(ROOT / "live.py", inside=False) & web
+    assert not [path for path in files("serving") if imports(path) & {"training", "evaluation"}]
 
 
 def test_no_room_imports_a_script():

@@ -1,6 +1,7 @@
 """Media files in and out: the only package that imports PyAV."""
 
 from data.av.anew import encode_film
+from data.av.bounds import check_bounds
 from data.av.grid import grid_length, select_frames
 from data.av.media import MediaError
 from data.av.mux import mux
@@ -17,6 +18,7 @@ __all__ = [
     "MediaError",
     "MediaInfo",
     "Writer",
+    "check_bounds",
     "encode_film",
     "grid_length",
     "iter_audio",

@@ -30,6 +30,7 @@ class Preset:
     x264: dict[str, str]
     options: dict[str, dict[str, str]]  # by container
     grows: bool  # readable while it is written, so it has its own name from the first moment
+    keyframe: Fraction = KEYFRAME  # s, of a growing one
 
 
 PRESETS = {
@@ -49,6 +50,18 @@ PRESETS = {
             "matroska": {"live": "1", "cluster_time_limit": "100", "flush_packets": "1"},
         },
         grows=True,
+    ),
+    "live": Preset(  # for Media Source Extensions of a browser; all frames are key frames: a viewer joins at any
+        {"crf": "18", "tune": "zerolatency"},
+        options={
+            "mp4": {
+                "movflags": "frag_keyframe+delay_moov+skip_trailer+default_base_moof",
+                "frag_duration": "90000",  # us; a frame of 10 fps need not wait for the next one, sound ends it
+                "flush_packets": "1",
+            }
+        },
+        grows=True,
+        keyframe=Fraction(0),
     ),
 }
 
@@ -98,7 +111,7 @@ class Writer:
 
     Args:
         path: its suffix is the container: .mp4, or .mkv for an endless film. "-" (stdout) or a binary file object with
-            `write` and `flush` gets an endless film without wav.
+            `write` and `flush` gets an endless or a live film without wav.
         width, height: of the frames, in pixels.
         fps: frames per second; may be a Fraction, as 30000/1001.
         sample_rate: Hz, one that AAC knows (8000, 11025, 12000, 16000, ... 48000).
@@ -128,7 +141,7 @@ class Writer:
         self._wav = None
         sink = _sink(path)
         self.path = Path(str(getattr(path, "name", "pipe")) if hasattr(path, "write") else path)
-        self._preset = PRESETS["endless" if sink else preset]
+        self._preset = PRESETS["endless" if sink and preset == "finished" else preset]
         if sample_rate not in av.Codec("aac", "w").audio_rates:
             raise MediaError(f"{path} cannot have sound at {sample_rate} Hz because AAC cannot; use 16000 or 48000")
         if not sink:
@@ -158,7 +171,7 @@ class Writer:
     def _open(self, target: "str | _Pipe", container: str, rate: Fraction, sample_rate: int) -> None:
         x264 = dict(self._preset.x264)
         if self._preset.grows:
-            x264["g"] = str(max(1, math.floor(rate * KEYFRAME)))
+            x264["g"] = str(max(1, math.floor(rate * self._preset.keyframe)))
         self._container = av.open(target, "w", format=container, options=self._preset.options[container])
         self._video = self._container.add_stream("libx264", rate=rate, options=x264)
         self._video.width, self._video.height = self.width + self.width % 2, self.height + self.height % 2

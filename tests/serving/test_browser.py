@@ -1,0 +1,216 @@
+"""The live page in a real Chromium: it plays, obeys, forks, keeps, and leaves nothing behind."""
+
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from data.av import probe, probe_audio
+from pipeline import AVPipeline, StreamState
+from tests.serving.browser import COLOUR, chromium, needs_chromium, opened, wait
+from tests.serving.desks import Server, desk
+
+pytestmark = [pytest.mark.browser, needs_chromium]
+ROOT = Path(__file__).parents[2]
+MODEL = os.environ.get("LIVE_MODEL", str(ROOT / "runs/demo/export"))  # whose classes have colours
+needs_model = pytest.mark.skipif(not Path(MODEL).is_dir(), reason="no model of the demo, and none named by LIVE_MODEL")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+def demo():
+    """A desk on the model of `make demo`."""
+    return desk(load=lambda: AVPipeline.from_pretrained(MODEL, "cpu"))
+
+
+def film_at(page, film=1):
+    """The film's own time in the page, and what it has decoded."""
+    facts = """(film) => { const v = live.players.get(film).video;
+        return [v.currentTime, v.webkitDecodedFrameCount, v.webkitAudioDecodedByteCount, performance.now()]; }"""
+    return page.evaluate(facts, film)
+
+
+def test_the_page_plays_and_its_controls_answer(browser, server):
+    with opened(browser, server.address) as page:
+        before = film_at(page)
+        wait(page, f"live.players.get(1).video.currentTime > {before[0] + 2}")
+        after = film_at(page)
+        assert after[1] > before[1] and after[2] > before[2]
+        page.get_by_role("button", name="blue").click()
+        wait(page, "live.standing.films[0].label === 'blue'")
+        page.keyboard.press("m")
+        assert page.evaluate("live.players.get(1).video.muted")
+        page.fill("#guidance", "3")
+        page.keyboard.press("Enter")
+        wait(page, "live.standing.guidance === 3")
+        page.fill("#steps", "99")
+        page.keyboard.press("Tab")
+        assert "from 1 to 50" in page.text_content("#notice")
+        wait(page, "live.clicks.length > 0")
+        page.evaluate("document.activeElement.blur()")  # a field takes its own keys
+        page.keyboard.press("e")
+        wait(page, "live.command")
+        assert page.evaluate("live.command").count("sample_long.py") >= 2
+
+
+def test_fork_shows_two_films_and_closing_one_leaves_one(browser, server):
+    with opened(browser, server.address) as page:
+        page.keyboard.press("f")
+        wait(page, "live.players.size === 2 && live.players.get(2).video.currentTime > 1")
+        two = server.engine.desk.films[2]
+        wait(page, f"live.players.get(2).video.currentTime > {two.first / 10 + 2}")
+        page.get_by_role("button", name="Film 2").click()
+        assert page.evaluate("live.chosen === 2 && !live.players.get(2).video.muted && live.players.get(1).video.muted")
+        page.locator(".film").nth(1).get_by_role("button", name="Close").click()
+        wait(page, "live.players.size === 1")
+
+
+def test_snapshot_and_record_are_downloaded_and_files_go_in(browser, server, tmp_path):
+    from tests.given import tone, write_sound
+
+    with opened(browser, server.address) as page:
+        wait(page, "live.players.get(1).video.currentTime > 2")
+        for name, key in (("state", "s"), ("film.mp4", "r")):
+            with page.expect_download() as download:
+                page.keyboard.press(key)
+            download.value.save_as(tmp_path / name)
+        assert StreamState.load(tmp_path / "state")[0].frame > 20
+        film = tmp_path / "film.mp4"
+        assert probe(film).frames(10) > 15 and abs(probe(film).seconds - probe_audio(film).seconds) < 0.08
+        sound = write_sound(tmp_path / "tone.wav", tone(2.0), 16000, "pcm_s16le")
+        page.evaluate("pick('sound', '')")
+        page.set_input_files("#file", sound)
+        wait(page, "document.querySelector('#given').textContent.includes('tone.wav')")
+        page.evaluate("pick('state', '')")
+        page.set_input_files("#file", tmp_path / "state")
+        wait(page, "live.players.size === 2")
+
+
+def test_a_lost_connection_joins_the_running_film(browser, server):
+    with opened(browser, server.address) as page:
+        page.evaluate("reconnect()")
+        wait(page, "live.players.size === 0")
+        wait(page, "live.players.size && live.players.get(1).begun")
+        assert server.engine.desk.films[1].next > 3
+
+
+def things() -> tuple[int, int]:
+    """Threads and open files of this process."""
+    return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.slow
+def test_fifty_reloads_leave_no_thread_socket_or_file_behind(browser, server):
+    with opened(browser, server.address) as page:
+        page.reload()
+        time.sleep(2)
+        before = things()
+        for _ in range(50):
+            page.reload()
+            wait(page, "live.players.size && live.players.get(1).begun")
+        time.sleep(2)
+        after = things()
+        assert len(server.hub.viewers) == 1 and after[0] <= before[0] and after[1] <= before[1] + 2
+    assert not list(server.uploads.folder.iterdir())
+
+
+@pytest.mark.slow
+def test_the_film_plays_in_real_time(browser, server):
+    with opened(browser, server.address) as page:
+        wait(page, "live.players.get(1).video.currentTime > 3")
+        before = film_at(page)
+        time.sleep(20)
+        after = film_at(page)
+        speed = (after[0] - before[0]) / ((after[3] - before[3]) / 1000)
+        print(
+            f"{speed:.3f} of real time, offset {page.evaluate('live.offset')} ms, stalls {page.evaluate('live.stalls')}"
+        )
+        assert 0.9 < speed < 1.1 and after[1] > before[1] + 150 and after[2] > before[2]
+
+
+@pytest.mark.slow
+@needs_model
+def test_a_class_changes_the_colour_and_it_is_told_how_soon(browser):
+    server = Server(demo)
+    try:
+        with opened(browser, server.address) as page:
+            seconds, told = [], []
+            for name in ("blue", "green", "red", "blue", "green", "red"):
+                page.wait_for_timeout(4000)
+                place = ["red", "green", "blue"].index(name)
+                began = time.perf_counter()
+                page.get_by_role("button", name=name).click()
+                for _ in range(400):
+                    colour = page.evaluate(COLOUR, 1)
+                    if colour[place] == max(colour) and colour[place] > 1.15 * statistics.median(colour):
+                        break
+                    page.wait_for_timeout(15)
+                seconds.append(time.perf_counter() - began)
+                told = page.evaluate("live.clicks")
+            print("colour after", [round(s, 2) for s in seconds], "told", [round(s, 2) for s in told])
+            assert statistics.median(seconds) <= 1.5
+    finally:
+        server.close()
+
+
+@pytest.mark.slow
+@needs_model
+def test_pictures_of_the_page(browser):
+    """docs/live.png, and the others for whoever looks: wide and narrow, light and dark."""
+    out = Path(os.environ.get("LIVE_PICTURES", "/tmp/live_pictures"))
+    out.mkdir(exist_ok=True)
+    server = Server(demo)
+    try:
+        for width, scheme in ((1280, "light"), (1280, "dark"), (400, "light"), (400, "dark")):
+            with opened(browser, server.address, width, 860, color_scheme=scheme) as page:
+                page.wait_for_timeout(6000)
+                page.screenshot(path=out / f"live_{width}_{scheme}.png", full_page=width < 1000)
+                if scheme == "dark":
+                    page.keyboard.press("f")
+                    page.wait_for_timeout(4000)
+                    page.screenshot(path=out / f"live_{width}_{scheme}_fork.png", full_page=width < 1000)
+                    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    finally:
+        server.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_states_and_says_how_to_go_on(tmp_path):
+    from tests.given import tiny
+
+    tiny().save(tmp_path / "export")
+    command = [sys.executable, str(ROOT / "live.py"), "--model-ckpt", str(tmp_path / "export"), "--device", "cpu",
+               "--port", "0", "--results-dir", str(tmp_path)]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        line = process.stdout.readline()
+        address = line.split()[2]
+        from websockets.sync.client import connect
+
+        with connect(address.replace("http", "ws") + "watch", origin=address.rstrip("/")) as websocket:
+            while True:
+                data = websocket.recv(timeout=120)
+                if isinstance(data, bytes) and data[0] == 1 and int.from_bytes(data[4:8], "big") > 8:
+                    break
+            process.send_signal(2)
+            out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert "--resume" in out and StreamState.load(tmp_path / "live_1.state.safetensors")[0].frame > 8
