@@ -6,7 +6,6 @@ import socket
 import threading
 from pathlib import Path
 
-import torch
 import uvicorn
 
 from serving.app import Room
@@ -22,8 +21,6 @@ BOUNDS = Bounds(size=2**20, seconds=30, pixels=640 * 480)
 
 def desk(label: str | None = "red", seed: int = 0, load=tiny, **how) -> Desk:
     """A desk with one film."""
-    torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
     return Desk(load, Settings(2, how.pop("guidance", 2.0), label=label, seed=seed, **how))
 
 
