@@ -30,7 +30,6 @@ class Pretrained(PyTorchModelHubMixin):
         towers: stages in which the tower of one side is trained by itself -> that side. links: stages in which one side
             is made for a given other -> the sides that are. conditioning_times: flow times at which a given picture and
             a given sound are held; None where they move with what is made for them.
-            is made for a given other -> the sides that are.
         of_towers: arguments that make its towers what they are, but for those of_data, which clips and texts settle.
         of_linked: what config.json records of the towers that a trained link belongs to.
         training: arguments of train.py where none are given.
