@@ -6,6 +6,7 @@ clips = pipe.sample([0], given={"picture": latents})               # the sound f
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -175,14 +176,23 @@ class ClipPipeline:
 
     def _denoised(self, noise: Mapping[str, Tensor], sides: Mapping[str, Given], wish: Wish) -> tuple[Tensor, Tensor]:
         """Latents of picture and sound, of which `sides` are given, or parts of them."""
-        given = (sides.get(side) for side in SIDES)
-        return sample_clip(self._guided(wish), *noise.values(), wish.steps, *given, progress=wish.progress)
+        return self._followed(self._guided(wish), noise, sides, wish)
 
-    def _guided(self, wish: Wish) -> Callable:
-        """The model with guidance by text, both sides made, or one of them as far as it is not given."""
+    def _followed(
+        self, velocity: Callable, noise: Mapping[str, Tensor], sides: Mapping[str, Given], wish: Wish
+    ) -> tuple[Tensor, Tensor]:
+        """What a velocity, as of `_guided`, makes of the noise."""
+        given = (sides.get(side) for side in SIDES)
+        return sample_clip(velocity, *noise.values(), wish.steps, *given, progress=wish.progress)
+
+    def _guided(self, wish: Wish, **how) -> Callable:
+        """The model with guidance by text, both sides made, or one of them as far as it is not given.
+
+        `how` goes to the model.
+        """
         scale = 1 if torch.equal(wish.labels, wish.null) else wish.scale  # there is nothing to lead away from
         texts = self.text(torch.cat([wish.labels, wish.null]))
-        return clip_guided(self._called, scale, {"text": texts[: len(wish.labels)]}, {"text": texts})
+        return clip_guided(partial(self._called, **how), scale, {"text": texts[: len(wish.labels)]}, {"text": texts})
 
     def _called(
         self, v: Tensor | None, a: Tensor | None, t: Tensor, t_a: Tensor, text: Text, **how

@@ -6,8 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from diffusion.clip import Given, sample_clip
-from diffusion.guidance import clip_guided, link_guided
+from diffusion.clip import Given
+from diffusion.guidance import link_guided
 from models.link import SIDES
 from pipeline.clips import ClipPipeline, Wish
 
@@ -39,20 +39,14 @@ class LinkedPipeline(ClipPipeline):
 
     def _alone(self, side: str, noise: Mapping[str, Tensor], wish: Wish) -> dict[str, Tensor]:
         """A side that its tower makes by its text."""
-        scale = 1 if torch.equal(wish.labels, wish.null) else wish.scale
-        texts = self.text(torch.cat([wish.labels, wish.null]))
-        of = {"text": texts[: len(wish.labels)]}, {"text": texts}
-        velocity = clip_guided(partial(self._called, alone=side), scale, *of)
-        made = sample_clip(velocity, *noise.values(), wish.steps, progress=wish.progress)
-        return {side: dict(zip(SIDES, made))[side]}
+        made = self._followed(self._guided(wish, alone=side), noise, {}, wish)
+        return {side: made[SIDES.index(side)]}
 
     def _for_given(
         self, given: str, noise: Mapping[str, Tensor], sides: Mapping[str, Given], wish: Wish
     ) -> tuple[Tensor, Tensor]:
         """Both sides, of which the other one is made for the given one."""
-        velocity = self._linked(given, sides[given], wish)
-        known = (sides.get(side) for side in SIDES)
-        return sample_clip(velocity, *noise.values(), wish.steps, *known, progress=wish.progress)
+        return self._followed(self._linked(given, sides[given], wish), noise, sides, wish)
 
     def _linked(self, given: str, shown: Given, wish: Wish) -> Callable:
         """The linked model, led away from the tower of the made side, of which neither given side nor text is known."""
