@@ -181,9 +181,7 @@ def beginning(args, pipe: AVPipeline, sample: int, y: int | None) -> Beginning:
     if not args.extend:
         return Beginning(name, name, pipe.new_stream(**how))
     real = RealClip.open(args.extend[sample], pipe.codec)
-    before = max(0, real.frames - pipe.model.predict_frames - max(pipe.model.memory_ages, default=0))
-    state = pipe.extending(*real.read(before, real.frames - before), before, **how)
-    return Beginning(name, name, state, real)
+    return Beginning(name, name, real.begun(pipe, **how), real)
 
 
 def continued(args, pipe: AVPipeline) -> Beginning:

@@ -95,15 +95,14 @@ def extend(args, pipe, clips, real, scale: float, folder: Path) -> list[tuple]:
     from pipeline import Streams
     from pipeline.film import Film, RealClip
 
-    spec, window, length = pipe.spec, pipe.model.predict_frames, args.past + args.judged + MARGIN
+    spec, length = pipe.spec, args.past + args.judged + MARGIN
     streams, films = Streams(pipe, args.num_timesteps, scale), {}
     with ExitStack() as files:
         for i, (clip, (frames, wave)) in enumerate(zip(clips, real)):
             given = folder / f"given_{i:05d}.mp4"
             write_clip(given, frames[: args.past], wave, spec.fps, spec.sample_rate)
             past = RealClip.open(given, pipe.codec)
-            before = max(0, past.frames - window)
-            state = pipe.extending(*past.read(before, past.frames - before), before, i, clip.label, args.seed)
+            state = past.begun(pipe, sample=i, y=clip.label, seed=args.seed)
             path, size = folder / f"extended_{i:05d}.mp4", (spec.image_size, spec.image_size)
             writer = files.enter_context(Writer(path, *size, spec.fps, spec.sample_rate))
             films[path] = Film(writer, state, past)

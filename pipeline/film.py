@@ -14,6 +14,7 @@ from data.clips import clip_sound
 from data.frames import fit, to_uint8
 from data.loudness import PEAK, usable_peak
 from pipeline.avcodec import AVCodec
+from pipeline.avpipeline import AVPipeline
 from pipeline.state import StreamState
 from pipeline.streams import Chunk
 
@@ -56,6 +57,11 @@ class RealClip:
         how = dict(fps=spec.fps, sample_rate=spec.sample_rate, context=self.codec.context, channels=spec.channels)
         wave = clip_sound(self.path, first, count, self.frames, **how)
         return frames, wave * (PEAK / self.peak) if self.peak else wave
+
+    def begun(self, pipe: AVPipeline, **how) -> StreamState:
+        """The stream that goes on from the clip, read no further back than the model looks; `how` as of `extending`."""
+        first = max(0, self.frames - pipe.model.predict_frames - max(pipe.model.memory_ages, default=0))
+        return pipe.extending(*self.read(first, self.frames - first), first, **how)
 
     def film(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """The same as frames uint8 (count,H,W,3) and their own samples."""

@@ -252,8 +252,7 @@ class Desk:
     def _do_extend(self, real: RealClip, name: str, done: Callable[[], None] = lambda: None) -> dict:
         self._check_room()
         turn = self._turn(0, self.settings.label, self.settings.seed, f"goes on from the clip {name}", "clip")
-        before, y = max(0, real.frames - self.pipe.model.predict_frames), self._label(turn.label)
-        state = self.pipe.extending(*real.read(before, real.frames - before), before, y=y, seed=turn.seed)
+        state = real.begun(self.pipe, y=self._label(turn.label), seed=turn.seed)
         film = self._take_in(state, replace(turn, frame=state.frame), real=real)
         film.done = done
         return self._obeying(film)

@@ -16,7 +16,8 @@ from diffusion.noise import Modality, frame_noise
 from models import FLAV
 from models.fusion import FUSIONS
 from pipeline import Streams, StreamState
-from tests.given import WINDOW, tiny
+from pipeline.film import RealClip
+from tests.given import WINDOW, tiny, write_video
 from tests.randomised import randomised
 from tests.test_streams import film, run_together
 from training.draws import Draws
@@ -216,6 +217,14 @@ def test_extended_clip_is_remembered(pipe):
     assert chunk.state.window.past_v[0, -1].equal(v[int(chunk.state.window.first) - 1].to(chunk.v))
     short = pipe.extending(frames[: T + 2], wave[: (T + 2) * 1600 + 2 * pipe.codec.context], y=1)
     assert not short.window.past_v[0, : A - 2].any() and short.window.past_v[0, -2:].any()
+
+
+def test_a_clip_in_a_file_is_read_back_as_far_as_the_memory_reaches(pipe, tmp_path):
+    real = RealClip.open(write_video(tmp_path / "clip.mp4", A + T + 3), pipe.codec)
+    state, asked = real.begun(pipe, y=1), real.frames - T - A
+    assert asked > 0 and int(state.window.first) == real.frames - T
+    v = pipe.codec.encode(*(x[None] for x in real.read(asked, A)))[0][0]
+    torch.testing.assert_close(state.window.past_v[0], v.double(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("stop", [2, A + 2])
