@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch and starlette load after the arguments are known to b
     from serving.desk import Desk
 
 MOST = 4  # films in one batch
-AS_GIVEN = ("adapter", "audio_scale", "codec_source", "sound_source", "text_source", "vocoder", "device")
+AS_GIVEN = ("adapter", "audio_scale", "codec_source", "sound_source", "text_source", "vocoder", "device", "solver")
 LEAST_LEAD = 0.3  # s
 
 
@@ -35,6 +35,7 @@ def parse(argv=None):
     p.add_argument("--resume", type=Path, nargs="+", help=f"state files that films go on from, {MOST} at most")
     p.add_argument("--overlap", action=argparse.BooleanOptionalAction, help="denoise and decode in a thread each; "
                    "the film is the same; if not given, on a GPU")  # fmt: skip
+    p.set_defaults(solver=None)
     args = p.parse_args(argv)
     if args.port > 65535:
         p.error(f"--port {args.port} does not exist; give one from 0 to 65535")
@@ -112,7 +113,9 @@ def desk_opener(args, pipe: AVPipeline):
     states = tuple(loaded(path, pipe, args) for path in args.resume or ())
     label = first_label(args, pipe)
     sys.stderr.write(cli.settle_guidance(args, pipe) + cli.told_of_both(pipe))
-    how = Settings(args.num_timesteps, args.cfg_scale, args.negative_prompt or "", label, args.seed, args.overlap)
+    args.solver = args.solver or (states[0].solver if states else "euler")
+    how = Settings(args.num_timesteps, args.cfg_scale, args.negative_prompt or "", label, args.seed, args.solver,
+                   args.overlap)  # fmt: skip
     threads, first = torch.get_num_threads(), [pipe]
 
     def load() -> AVPipeline:

@@ -224,7 +224,7 @@ class Streams:
     @property
     def between_frames(self) -> bool:
         """Whether no stream is in the middle of a frame, so that states can be retimed."""
-        return self.window is None or not (self.window.step % self.n).any()
+        return self.window is None or not (self.window.step % pace(self.n)[0]).any()
 
     def leave(self, name: str) -> StreamState:
         """Take a stream out; the state goes on elsewhere or later."""

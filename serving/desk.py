@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data.av import MediaError
+from diffusion.pace import pace
 from pipeline import AVPipeline, Streams, StreamState
 from pipeline.film import RealClip
 from pipeline.overlap import steps_of
@@ -28,14 +29,16 @@ LOUDEST = 1e6  # latent or sample that it may lead to
 class Settings:
     """Of all films: steps per frame, guidance, what it leads away from; and label and seed of the first film.
 
-    overlap: as of `pipeline.overlap.steps_of`.
+    steps: n, or 1/m, by which m frames are made together. solver: as of `Streams`. overlap: as of
+    `pipeline.overlap.steps_of`.
     """
 
-    steps: int
+    steps: float
     guidance: float
     negative: str = ""
     label: str | None = None
     seed: int = 0
+    solver: str = "euler"
     overlap: bool | None = None
 
 
@@ -62,10 +65,15 @@ class Desk:
             self._take_in(self._new(turn), turn)
 
     def _open(self) -> None:
-        self.pipe, settings = self._load(), self.settings
-        self.streams = Streams(self.pipe, settings.steps, settings.guidance, negative=settings.negative)
+        self.pipe = self._load()
+        self.streams = self._no_streams()
         self._made: deque[tuple[Streams, list[tuple[str, Chunk]]]] = deque()
         self._settle()
+
+    def _no_streams(self) -> Streams:
+        """Streams with the present settings, in which there is none yet."""
+        how = self.settings
+        return Streams(self.pipe, how.steps, how.guidance, negative=how.negative, solver=how.solver)
 
     def _turn(self, frame: int, label: str | None, seed: int, told: str, begun: str = "") -> Turn:
         return Turn(frame, label, seed, self.settings.steps, self.settings.guidance, told, begun)
@@ -89,10 +97,18 @@ class Desk:
     @property
     def waiting(self) -> int:
         """Frames of each film that are made and not shown."""
-        return len(self._made)
+        return len(self._made) * self.at_once
+
+    @property
+    def at_once(self) -> int:
+        """Frames of each film that are made together."""
+        return pace(self.settings.steps)[1]
 
     def tick(self) -> bool:
-        """Make a frame of every film; False where none was done, as before the first frame of a new film."""
+        """Make the next frame of every film, or the `at_once` that are made together.
+
+        False where none was done, as before the first frame of a new film.
+        """
         chunks = []
         while True:
             chunks += next(self._steps)
@@ -105,7 +121,7 @@ class Desk:
         return bool(chunks)
 
     def send(self) -> list[Piece]:
-        """Show the oldest frame that was made."""
+        """Show the oldest frame that was made, with those that were made with it."""
         self._place, chunks = self._made.popleft()
         pieces = []
         for name, chunk in chunks:
@@ -293,9 +309,9 @@ class Desk:
             self.pipe.label(window.y)
         if len(state.v) > self.streams.run_on or len(state.sound) >= spec.samples_per_frame:
             raise ValueError("more of it waits than can be")
-        apart = Streams(self.pipe, self.settings.steps, self.settings.guidance, negative=self.settings.negative)
+        apart = self._no_streams()
         apart.join("trial", state)
-        frames = [chunk for _ in range(3 * apart.n) for _, chunk in apart.step()]
+        frames = [chunk for _ in range(3 * pace(apart.n)[0]) for _, chunk in apart.step()]
         kept = (apart.window.v, apart.window.a, *(chunk.wave for chunk in frames))
         if not all(float(x.abs().amax()) < LOUDEST for x in kept):  # nor where they are no numbers
             raise ValueError("its numbers are out of range")
@@ -336,7 +352,7 @@ class Desk:
         with suppress(ValueError, OSError, MediaError):
             film.close()
         states = {str(other.number): other.state for other in self.films.values()}
-        self.streams = Streams(self.pipe, self.settings.steps, self.settings.guidance, negative=self.settings.negative)
+        self.streams = self._no_streams()
         self._made.clear()
         for name, state in states.items():
             self.streams.join(name, state)

@@ -39,11 +39,11 @@ class Pace:
         """When the next frame is to be sent."""
         return 0.0 if self._begin is None else self._begin + self.sent / self.fps - self.ahead
 
-    def send(self, now: float) -> None:
-        """A frame is sent."""
+    def send(self, now: float, frames: int = 1) -> None:
+        """Frames are sent."""
         if self._begin is None:
             self._begin = now
-        self.sent += 1
+        self.sent += frames
         self._begin = max(self._begin, now - self.sent / self.fps)  # nobody has seen what was not sent
 
     def hold(self, now: float) -> None:
@@ -150,12 +150,12 @@ class Engine(threading.Thread):
         elif self.desk.waiting and now >= self.pace.due:
             self.pace.go(now)
             self.publish(self.desk.send())
-            self.pace.send(now)
+            self.pace.send(now, self.desk.at_once)
         elif self.desk.waiting <= self.unsent - (now < self.pace.due):
             self.pace.go(now)
             began = time.perf_counter()
             if self.desk.tick():
-                self._seconds.append(time.perf_counter() - began)
+                self._seconds.append((time.perf_counter() - began) / self.desk.at_once)
         else:
             self._wait(self.pace.due - now)
         if now - self._told > TOLD:

@@ -17,7 +17,7 @@ class Turn:
     frame: int
     label: str | None
     seed: int
-    steps: int
+    steps: float
     guidance: float
     told: str = ""
     begun: str = ""

@@ -21,7 +21,7 @@ BOUNDS = Bounds(size=2**20, seconds=30, pixels=640 * 480)
 
 def desk(label: str | None = "red", seed: int = 0, load=tiny, **how) -> Desk:
     """A desk with one film."""
-    return Desk(load, Settings(2, how.pop("guidance", 2.0), label=label, seed=seed, **how))
+    return Desk(load, Settings(how.pop("steps", 2), how.pop("guidance", 2.0), label=label, seed=seed, **how))
 
 
 def shown(desk: Desk, ticks: int) -> list:

@@ -56,6 +56,23 @@ def test_every_fragment_begins_with_a_keyframe_and_a_base_that_browsers_take():
             assert flags & 0x020000 and not flags & 0x1  # default-base-is-moof, no base-data-offset
 
 
+@pytest.mark.parametrize("steps, window, at_once", [(0.5, 4, 2), (0.25, 4, 4), (1 / 3, 6, 3), (0.2, 5, 5)])
+def test_frames_that_leave_together_are_shown_together_and_a_state_of_theirs_opens(tmp_path, steps, window, at_once):
+    here = desk(steps=steps, load=lambda: tiny(predict_frames=window))
+    shown(here, 3)
+    film = here.films[1]
+    before = film.next
+    shown(here, 1)
+    assert film.next - before == here.at_once == at_once
+    while not here.tick():
+        pass
+    assert here.waiting == at_once
+    here.save(1, tmp_path / "state.safetensors")
+    opened = here.obey({"do": "open", "path": tmp_path / "state.safetensors", "name": "state"})["film"]
+    shown(here, 2)
+    assert here.films[opened].next == film.next
+
+
 def test_a_command_takes_back_what_nobody_saw():
     here = desk()
     shown(here, 6)
@@ -125,10 +142,11 @@ def test_snapshot_goes_on_in_sample_long_bit_for_bit(checkpoint, tmp_path):
     )
 
 
-def test_history_is_the_commands_that_make_the_same_film(checkpoint, tmp_path):
+@pytest.mark.parametrize("solver, steps", [("euler", 2), ("ab2", 2), ("euler", 0.5)])
+def test_history_is_the_commands_that_make_the_same_film(checkpoint, tmp_path, solver, steps):
     from pipeline import AVPipeline
 
-    here = desk(load=lambda: AVPipeline.from_pretrained(checkpoint, "cpu"))
+    here = desk(load=lambda: AVPipeline.from_pretrained(checkpoint, "cpu"), solver=solver, steps=steps)
     here.obey({"do": "seed", "film": 1, "to": 5})  # before its first frame
     for ticks, message in (
         (5, {"do": "label", "film": 1, "to": "blue"}),
@@ -141,7 +159,7 @@ def test_history_is_the_commands_that_make_the_same_film(checkpoint, tmp_path):
         if message:
             here.obey(message)
     film = here.films[1]
-    commands = film.history.commands(str(checkpoint), film.next, str(tmp_path / "again"))
+    commands = film.history.commands(f"{checkpoint} --solver {solver}", film.next, str(tmp_path / "again"))
     for line in commands.splitlines():
         python, script, *arguments = shlex.split(line)
         assert (python, script) == ("python", "sample_long.py")

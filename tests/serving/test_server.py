@@ -224,6 +224,16 @@ def test_pace_sends_what_is_wanted_ahead_at_once_then_in_real_time():
     assert pace.seen(103.0) == pytest.approx(30, abs=0.2)
 
 
+def test_pace_of_frames_that_are_made_together_is_real_time():
+    pace, now, sent = Pace(10, 0.5), 100.0, 0
+    while now < 103:
+        if now >= pace.due:
+            pace.send(now, 4)
+            sent += 4
+        now += 0.01
+    assert 35 <= sent <= 39 and pace.seen(103.0) == pytest.approx(30, abs=0.2)
+
+
 def test_pace_waits_for_a_slow_model_and_stands_still_on_hold():
     pace = Pace(10, 0.5)
     for second in range(10):  # a frame a second
