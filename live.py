@@ -17,12 +17,13 @@ if TYPE_CHECKING:  # torch and starlette load after the arguments are known to b
     from pipeline import AVPipeline
     from serving.desk import Desk
 
-MOST = 4  # films in one batch
 AS_GIVEN = ("adapter", "audio_scale", "codec_source", "sound_source", "text_source", "vocoder", "device", "solver")
 LEAST_LEAD = 0.3  # s
 
 
 def parse(argv=None):
+    from serving.messages import MOST
+
     p = cli.Parser(__doc__)
     cli.add_checkpoint_arguments(p)
     cli.add_sampling_arguments(p)
@@ -156,6 +157,8 @@ def first_label(args, pipe: AVPipeline) -> str | None:
 
 def facts(args, pipe: AVPipeline) -> dict:
     """What the page shows of the model."""
+    from serving.messages import MOST
+
     spec, model = pipe.spec, pipe.model
     return {
         "name": str(args.model_ckpt), "fps": spec.fps, "side": spec.image_size, "bins": spec.n_mels,

@@ -201,9 +201,8 @@ class Streams:
 
         As if the stream left and its state came back with `labels`, so a film resumed so is the same.
         """
-        rows = [i for i, other in enumerate(self.rows) if other == name]
         labels = self.window.y.clone()
-        labels[rows] = y
+        labels[list(self.rows).index(name)] = y
         self.window = replace(self.window, y=labels)
 
     def reguide(self, cfg_scale: float) -> None:

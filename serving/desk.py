@@ -19,8 +19,8 @@ from pipeline.streams import Chunk
 from serving.film import Film, Piece
 from serving.given import Given
 from serving.history import History, Turn
+from serving.messages import MOST
 
-MOST = 4  # films in one batch
 FARTHEST = 2**40  # frame or seed that a state from a file may have
 LOUDEST = 1e6  # latent or sample that it may lead to
 
@@ -130,15 +130,19 @@ class Desk:
             if film.given and film.next >= film.given.end:
                 film.history.add(film.given.end, f"the {film.given.kind} has ended", given="")
                 film.follow(None)
-                self.streams.give(name, {})
+                self._give(film)
         return pieces
+
+    def _give(self, film: Film) -> None:
+        """Let a film's stream have what the film follows."""
+        given = film.given
+        self.streams.give(str(film.number), {given.modality: given.latents} if given else {})
 
     def _take_back(self) -> None:
         """Stand after the last frame shown."""
         self.streams.go_to(self._place)
         for film in self.films.values():  # a place from before a given file ended
-            given = film.given
-            self.streams.give(str(film.number), {given.modality: given.latents} if given else {})
+            self._give(film)
         self._made.clear()
 
     def _settle(self) -> None:
@@ -186,7 +190,7 @@ class Desk:
             raise ValueError(f"the model has no such class; it has {known or 'none, and takes no text'}")
         y = self._label(to)
         film.history.add(film.next, to if self.texts else f"class {to}", label=to)
-        if film.untouched and film.history.now.begun == "new":
+        if film.unbegun:
             self._again(film)
         else:
             self.streams.relabel(str(film.number), y)
@@ -195,7 +199,7 @@ class Desk:
     def _do_seed(self, film: int, to: int) -> dict:
         film = self.film(film)
         film.history.add(film.next, f"seed {to}", seed=to)
-        if film.untouched and film.history.now.begun == "new":
+        if film.unbegun:
             self._again(film)
         else:
             self.streams.reseed(str(film.number), to)
@@ -214,7 +218,7 @@ class Desk:
     def _of_all(self, told: str, **changed) -> dict:
         for film in self.films.values():
             film.history.add(film.next, told, **changed)
-            if film.untouched and film.history.now.begun == "new":
+            if film.unbegun:
                 self._again(film)
         return self._obeying(next(iter(self.films.values())))
 
@@ -251,7 +255,7 @@ class Desk:
         if given:
             given.start = obeying["frame"]
         film.history.add(film.next, told, given=given.kind if given else "")
-        self.streams.give(str(film.number), {given.modality: given.latents} if given else {})
+        self._give(film)
         return obeying
 
     def _do_open(self, path: Path, name: str) -> dict:

@@ -78,9 +78,9 @@ class Film:
         self._every = max(1, round(PLACES * self.spec.fps))
 
     @property
-    def untouched(self) -> bool:
-        """Whether nothing of it was shown yet."""
-        return self.next == self.first
+    def unbegun(self) -> bool:
+        """Whether it is a new film of which nothing was shown, so that it may as well begin anew."""
+        return self.next == self.first and self.history.now.begun == "new"
 
     def leave_clip(self) -> None:
         """The clip that it began with is over; its file is done with."""

@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable
 
+MOST = 4  # films in one batch
 LONGEST = 4096  # bytes of a message
 PROMPT = 300  # characters of a prompt or a class
 STEPS, GUIDANCE = 50, 20.0  # most of either
