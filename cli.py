@@ -9,7 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from importlib import metadata
@@ -363,16 +363,19 @@ class Stop:
             signal.signal(number, handler)
 
 
-def call(script: str, *arguments) -> None:
-    """Run another of the project's scripts as a user would.
+def call(script: str, *arguments, through: Sequence[str] = ()) -> str:
+    """Run another of the project's scripts as a user would; what it prints.
 
+    Args:
+        through: a command that runs the script's, given behind it.
     Raises:
         ValueError: it failed; its last line says why.
     """
-    command = [sys.executable, ROOT / script, *arguments]
+    command = [*through, sys.executable, ROOT / script, *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{script} failed: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+    return done.stdout
 
 
 def run(main: Callable[[], None]) -> None:

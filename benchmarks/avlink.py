@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.events import parser
+from benchmarks.events import look, parser
 from benchmarks.layout import synchrony, table
 from benchmarks.rows import Record, sampled, trained
 from benchmarks.systems import BATCH, CLIP, LENGTH_OF_FILMS, PREPARING, Data, videos
@@ -174,9 +175,6 @@ class Seed:
 
 def written(folder: Path, clips, spec) -> list[tuple]:
     """(frames, wave) of clips, read back from mp4 as those of the scripts are; the files are removed."""
-    import shutil
-
-    from benchmarks.events import look
     from data.av import write_clip
 
     folder.mkdir(parents=True, exist_ok=True)

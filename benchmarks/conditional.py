@@ -12,9 +12,7 @@ clock; CPU seconds, which say more on a busy machine, and peak memory are of the
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from itertools import product
 from pathlib import Path
@@ -22,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
+from benchmarks.cost import cost_of
 from benchmarks.events import FRAMES, look, score
 
 JOINT = [("guide", 25), ("guide", 100), ("guide", 400), ("replace", None)]
@@ -86,20 +85,10 @@ def sample(
     task: str, checkpoint: Path, inputs: Path, to: Path, cfg_scale: float, method: str, scale: float | None
 ) -> dict:
     """Run the script of a task: seconds of sampling, CPU seconds and peak memory (MiB) of its process."""
-    command = [sys.executable, f"sample_{task}.py", "--model-ckpt", checkpoint, "--input", inputs, "--results-dir", to,
-               "--method", method, "--cfg-scale", cfg_scale, "--device", "cpu"]  # fmt: skip
-    command += ["--guidance-scale", scale] if scale else []
-    child = subprocess.Popen(list(map(str, command)), cwd=cli.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    said = child.stderr.read().decode()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise ValueError(said.strip().splitlines()[-1])
-    return {
-        "seconds": json.loads((to / "run.json").read_text())["seconds"],
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-        "peak_mib": usage.ru_maxrss / 1024,
-    }
+    how = ["--method", method, "--cfg-scale", cfg_scale, *(["--guidance-scale", scale] if scale else [])]
+    cost = cost_of(f"sample_{task}.py", "--model-ckpt", checkpoint, "--input", inputs, "--results-dir", to, *how,
+                   "--device", "cpu")  # fmt: skip
+    return {**cost._asdict(), "seconds": json.loads((to / "run.json").read_text())["seconds"]}
 
 
 def memory(task: str, args, work: Path) -> dict:

@@ -1,7 +1,6 @@
 """What running one of the project's scripts costs: seconds by the clock, CPU seconds, peak memory."""
 
 import json
-import subprocess
 import sys
 from typing import NamedTuple
 
@@ -32,8 +31,4 @@ def cost_of(script: str, *arguments) -> Cost:
     Raises:
         ValueError: it failed; its last line says why.
     """
-    command = [sys.executable, "-c", BETWEEN, sys.executable, cli.ROOT / script, *arguments]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=cli.ROOT)
-    if done.returncode:
-        raise ValueError(f"{script} failed: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
-    return Cost(*json.loads(done.stdout))
+    return Cost(*json.loads(cli.call(script, *arguments, through=(sys.executable, "-c", BETWEEN))))

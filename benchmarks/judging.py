@@ -7,7 +7,7 @@ from typing import NamedTuple
 from benchmarks.events import RATE, look, score
 
 TOLERANCE = 0.1  # s, of onset accuracy
-PICTURE = ("joint", "a2v")  # tasks whose pictures are made
+MOVING = ("joint", "a2v")  # tasks whose pictures are made
 
 
 class Film(NamedTuple):
@@ -37,7 +37,7 @@ def judged(task: str, films: list[Film], real: list[tuple]) -> dict:
     """
     shown = [(film.frames, film.wave) for film in films]
     found = {**score(shown, real), "onsets": onsets(task, films, real), "av_align": align(shown)}
-    return {**found, "motion": motion(shown)} if task in PICTURE else found
+    return {**found, "motion": motion(shown)} if task in MOVING else found
 
 
 def onsets(task: str, films: list[Film], real: list[tuple]) -> dict:
@@ -68,10 +68,10 @@ def hit(pairs: list[tuple], tolerance: float) -> dict:
     """
     import numpy as np
 
+    from evaluation.onsets import hit_share
     from metrics.intervals import bootstrap
-    from metrics.sync import most_pairs
 
-    shares = [most_pairs(true, made, tolerance) / len(true) for true, made in pairs if len(true)]
+    shares = [hit_share(made, true, tolerance) for true, made in pairs if len(true)]
     interval = tuple(bootstrap(shares)) if len(shares) > 1 else None
     return {"accuracy": float(np.mean(shares)) if shares else 0.0, "interval": interval, "films": len(shares)}
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Collection, Mapping
 
+from benchmarks.judging import MOVING
 from benchmarks.layout import over_seeds, synchrony, table
 
 TASKS = {"joint": "text to both", "a2v": "A2V", "v2a": "V2A"}
-MOVING = ("joint", "a2v")  # whose pictures are made
 NONE = "—"  # of what a system cannot do; what is not measured yet is empty
 
 
