@@ -60,6 +60,11 @@ class Window:
         """Some of the rows: an index tensor, a slice or a mask."""
         return Window(*(None if x is None else x[rows] for x in vars(self).values()))
 
+    def joined(self, other: "Window") -> "Window":
+        """The rows of both."""
+        pairs = zip(vars(self).values(), vars(other).values())
+        return Window(*(None if x is None else torch.cat([x, y]) for x, y in pairs))
+
 
 @dataclass(frozen=True)
 class Emitted:

@@ -163,7 +163,7 @@ class Streams:
         if labels:
             window = replace(window, y=torch.tensor([[labels(int(k)) for k in window.frames[0]]]))
         self.waiting = self.waiting | {name: self._begun(state)}
-        self.window = window if self.window is None else _joined(self.window, window)
+        self.window = window if self.window is None else self.window.joined(window)
         self.rows = self.rows | {name: _Row(state.past, frames, given or {}, labels)}
         self._known = self._known_frames()
 
@@ -360,8 +360,3 @@ class Streams:
             pair.append(some_known if some else lambda window: None)
         video, audio = pair
         return lambda window: (video(window), audio(window))
-
-
-def _joined(one: Window, two: Window) -> Window:
-    """The rows of two windows in one."""
-    return Window(*(x if x is None else torch.cat([x, y]) for x, y in zip(vars(one).values(), vars(two).values())))

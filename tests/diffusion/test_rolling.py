@@ -193,9 +193,7 @@ def test_rows_of_any_age_share_a_call_join_and_leave():
     for step in range(36):
         if step == 7:  # sample 1 joins while sample 0 still pre-rolls
             new = start(5, SHAPES, 3, torch.tensor([1]), labels[1:], dtype=torch.float64)
-            window = type(window)(
-                *(None if x is None else torch.cat([x, y]) for x, y in zip(vars(window).values(), vars(new).values()))
-            )
+            window = window.joined(new)
         if len(got[0]) == 6 and len(window.first) == 2:  # sample 0 leaves
             window = window[1:]
         window, emitted = advance(window, model, n)

@@ -207,10 +207,7 @@ def test_rows_of_any_age_share_calls_of_several_frames(solver):
     window, got = begun(solver, n, [0], labels[:1]), {0: [], 1: []}
     for step in range(9):
         if step == 3:  # sample 1 joins when sample 0 has given out two frames
-            new = vars(begun(solver, n, [1], labels[1:])).values()
-            window = type(window)(
-                *(None if x is None else torch.cat([x, y]) for x, y in zip(vars(window).values(), new))
-            )
+            window = window.joined(begun(solver, n, [1], labels[1:]))
         window, emitted = advance(window, velocity, n)
         for i in range(len(emitted.rows) if emitted else 0):
             sample = int(window.sample[emitted.rows[i]])
