@@ -77,9 +77,10 @@ def parse(argv=None) -> argparse.Namespace:
                        "to save memory; the result is the same up to rounding")  # fmt: skip
     optim.add_argument("--compile", action="store_true", help="compile the blocks: faster steps after a slow first one")
     optim.add_argument("--max-steps", type=cli.positive, default=400_000, help="steps to train in all")
-    optim.add_argument("--sampling", choices=["logit", "logit-noise", "uniform"],
-                       help="weight of the loss over time, of which logit-noise counts pure noise a little; of whole "
-                       "clips, how times are drawn; logit and uniform if not given")  # fmt: skip
+    optim.add_argument("--sampling", choices=["logit", "logit-noise", "data", "uniform"],
+                       help="weight of the loss over time, of which logit-noise counts pure noise a little, and data "
+                       "the error of clean frames instead of velocities, for small models; of whole clips, how times "
+                       "are drawn; logit and uniform if not given")  # fmt: skip
     optim.add_argument("--logit-mean", type=float, help="whole clips, --sampling logit: mean of the logit of times, "
                        "under 0 nearer to noise; 0 if not given, -1 of a side made for a given one")  # fmt: skip
     optim.add_argument("--logit-std", type=float, help="its standard deviation; 1 if not given")

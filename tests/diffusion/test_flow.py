@@ -122,6 +122,22 @@ def test_ema_decay_follows_the_official_ramp(parity):
         assert ema.get_decay(call) == pytest.approx(decay, abs=case.tolerance["abs"])
 
 
+def test_data_error_weight_counts_the_error_of_a_frame_and_not_of_its_velocity():
+    weight, t = WEIGHTS["data"], torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    counts = 4 * logit_normal_weight(t) + 0.5  # of |x' - x|^2 = (1 - t)^2 |velocity error|^2, the same at t and 1 - t
+    assert weight(t).tolist() == pytest.approx(((1 - t) ** 2 * counts).tolist(), rel=1e-12)
+    assert counts[1] == pytest.approx(counts[3]) and weight(t)[-1] == 0
+    x, eps = (torch.randn(1, 5, 2, 3, 3, dtype=torch.float64) for _ in range(2))
+    off = torch.randn_like(x)
+
+    def guess(v, a, t, t_a):
+        return (x + off - v) / (1 - t).clamp(min=1e-9)[..., None, None, None], a * 0
+
+    a = torch.zeros(1, 5, 1, 1, dtype=torch.float64)
+    found = flow_loss(guess, x, a, None, t[None], (eps, a), weight)
+    assert found.error_v[0, :4].tolist() == pytest.approx((off.square().mean((0, 2, 3, 4)) * counts)[:4].tolist())
+
+
 def test_noise_end_weight_counts_pure_noise_a_little_and_leaves_clean_frames_out():
     weight, t = WEIGHTS["logit-noise"], torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
     assert weight(t).tolist() == pytest.approx([0.02, logit_normal_weight(t)[1].item() + 0.005, 0.0], rel=1e-12)
