@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 RUNS = {"c": "fusion c", "none": "no fusion (control)"}
 # Audio scale: half of 1 / std of the mel, which is silent for most of the time; the codec scales pictures likewise.
 TRAINING = """--image-size 64 --codec patch-pca --n-mels 64 --audio-scale 1.77 --model FLAV-tiny --predict-frames 8
-    --batch-size 8 --sampling logit-noise --lr 3e-3 --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine
+    --batch-size 8 --sampling data --lr 3e-3 --beta2 0.99 --weight-decay 0 --warmup-steps 50 --lr-schedule cosine
     --ema-decay 0.99 --cache-latents --log-every 25 --sample-every 0"""
 SAMPLING = """--cfg-scale 2 --num-timesteps 2"""
 GIVEN = """--method guide --guidance-scale 100"""
@@ -53,15 +53,15 @@ class Size:
 FULL = Size(train=256, test=64, steps=2000, clips=64, rolls=6, others=24)
 QUICK = Size(train=32, test=12, steps=150, clips=8, rolls=1, others=2)
 
-# folder of films -> what it is called in metrics.json, and on the page
+# folder of films -> what it is called in metrics.json after f1_ and motion_, and on the page
 SCORES = {
-    "clips_c": ("f1_fusion_c", "fusion c, 32 frames"),
-    "long": ("f1_long", "fusion c, rolled on to 240 frames"),
-    "clips_none": ("f1_fusion_none", "no fusion: the same training, nothing passes between picture and sound"),
-    "a2v": ("f1_a2v", "a picture made for the sound of held-out clips (A2V)"),
-    "v2a": ("f1_v2a", "a sound made for the picture of held-out clips (V2A)"),
-    "extend": ("f1_extend", "held-out clips continued: the 32 generated frames"),
-    "switch": ("f1_switch", "red becomes blue in mid-stream, at frame 20 of 44"),
+    "clips_c": ("fusion_c", "fusion c, 32 frames"),
+    "long": ("long", "fusion c, rolled on to 240 frames"),
+    "clips_none": ("fusion_none", "no fusion: the same training, nothing passes between picture and sound"),
+    "a2v": ("a2v", "a picture made for the sound of held-out clips (A2V)"),
+    "v2a": ("v2a", "a sound made for the picture of held-out clips (V2A)"),
+    "extend": ("extend", "held-out clips continued: the 32 generated frames"),
+    "switch": ("switch", "red becomes blue in mid-stream, at frame 20 of 44"),
 }
 
 JUDGED = {"c": RUNS["c"], "none": RUNS["none"], "long": "240 frames"}
@@ -103,7 +103,8 @@ def main(argv=None) -> None:
         f"{figures['f1_fusion_c_interval'][1]:.3f}), {LONG} frames {figures['f1_long']:.3f}; no fusion "
         f"{figures['f1_fusion_none']:.3f}, chance {figures['f1_chance']:.3f}, real clips {figures['f1_real']:.3f}; A2V "
         f"{figures['f1_a2v']:.3f}, V2A {figures['f1_v2a']:.3f}, extended {figures['f1_extend']:.3f}, switched "
-        f"{figures['f1_switch']:.3f}; "
+        f"{figures['f1_switch']:.3f}; motion error {cell(figures['motion_fusion_c'])}, of real clips "
+        f"{cell(figures['motion_real'])}; "
         f"{figures['seconds']:.0f} s; open {out / 'index.html'}"
     )
 
@@ -210,6 +211,7 @@ class Scene:
     path: Path
     frames: Tensor
     wave: Tensor
+    heights: NDArray
     bounces: NDArray
     pings: NDArray
     first: int = 0
@@ -220,6 +222,11 @@ class Scene:
         shown = (times[times >= self.first] - self.first for times in (self.bounces, self.pings))
         return *shown, len(self.frames) - self.first
 
+    @property
+    def flight(self) -> NDArray:
+        """Heights of the ball in the generated part, px."""
+        return self.heights[self.first :]
+
 
 def measure(out: Path, size: Size) -> tuple[dict, list[Scene]]:
     """Event F1 of all that was generated, and the scenes to show: one per class and one of each other mode.
@@ -227,28 +234,42 @@ def measure(out: Path, size: Size) -> tuple[dict, list[Scene]]:
     The detectors' threshold is fixed on the real test clips, where F1 must be at least 0.95 to mean anything.
     """
     from data.av import probe, read_audio, read_frames
-    from data.synthetic import FPS, calibrate, detect_bounces, detect_pings
+    from data.synthetic import FPS, ball_height, calibrate, detect_bounces, detect_pings
     from metrics.sync import bootstrap_f1, event_counts, f1, shuffled_f1
 
     def look(path: Path, first: int = 0) -> Scene:
         frames, wave = read_frames(path, 0, probe(path).frames(FPS), FPS), read_audio(path)
-        return Scene(path, frames, wave, detect_bounces(frames), detect_pings(wave, RATE, FPS, threshold), first)
+        bounces, pings = detect_bounces(frames), detect_pings(wave, RATE, FPS, threshold)
+        return Scene(path, frames, wave, ball_height(frames), bounces, pings, first)
 
-    real = sorted((out / "data/test").rglob("*.mp4"))[: size.test]
-    threshold = calibrate(map(read_audio, real))
-    f1_real = f1([event_counts(*look(path).events) for path in real])
+    paths = sorted((out / "data/test").rglob("*.mp4"))[: size.test]
+    threshold = calibrate(map(read_audio, paths))
+    real = [look(path) for path in paths]
+    f1_real = f1([event_counts(*scene.events) for scene in real])
     if f1_real < 0.95:
         raise ValueError(f"F1 of the real clips is {f1_real:.3f}, under 0.95: the detectors cannot be trusted here")
-    figures, shown = {"f1_real": f1_real, "clips": size.clips, "ping_threshold": threshold}, []
+    figures, shown = {"f1_real": f1_real, "clips": size.clips, "ping_threshold": threshold, **flown("real", real)}, []
     for name, (key, _) in SCORES.items():
         scenes = [look(path, FRAMES if name == "extend" else 0) for path in sorted((out / name).glob("*.mp4"))]
         counts = [event_counts(*scene.events) for scene in scenes]
-        figures |= {key: f1(counts), f"{key}_interval": bootstrap_f1(counts)}
+        figures |= {f"f1_{key}": f1(counts), f"f1_{key}_interval": bootstrap_f1(counts)}
+        if name != "v2a":  # whose picture is given
+            figures |= flown(key, scenes)
         if name == "clips_c":
             figures["f1_chance"] = shuffled_f1([s.bounces for s in scenes], [s.pings for s in scenes], FRAMES)
         if name != "clips_none":
             shown += scenes[: len(CLASSES) if name == "clips_c" else 1]
     return figures, shown
+
+
+def flown(key: str, scenes: list[Scene]) -> dict:
+    """How far the balls are from free flight in what was generated, px per frame^2, and its interval, if they fly."""
+    from data.synthetic import GRAVITY
+    from metrics.motion import motion_error
+
+    error = motion_error([scene.flight for scene in scenes], GRAVITY)
+    interval = (error.low, error.high) if error.clips > 1 else None
+    return {f"motion_{key}": error.mean if error.clips else None, f"motion_{key}_interval": interval}
 
 
 def judge(out: Path, size: Size) -> None:
@@ -293,7 +314,7 @@ def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> No
         for i, (scene, name) in enumerate(zip(scenes, names))
     )
     rows = "".join(
-        f"<tr><td>{what}<td>{figures[key]:.3f}<td>{interval(figures.get(key + '_interval'))}"
+        f"<tr><td>{what}" + "".join(cells(figures, f"{figure}_{key}") for figure in ("f1", "motion"))
         for key, what in (*SCORES.values(), *REFERENCES)
     )
     quality = "<p><b>Quality is reduced: this is the --quick demo, of 150 steps instead of 2000.</b>" if quick else ""
@@ -303,8 +324,14 @@ def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> No
     (out / "index.html").write_text(page)
 
 
-def interval(bounds: tuple[float, float] | None) -> str:
-    return f"{bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else ""
+def cells(figures: dict, key: str) -> str:
+    """Of a table: a figure and its interval."""
+    ends = figures.get(f"{key}_interval")
+    return f"<td>{cell(figures.get(key))}<td>{'{:.3f} to {:.3f}'.format(*ends) if ends else ''}"
+
+
+def cell(figure: float | None) -> str:
+    return "—" if figure is None else f"{figure:.3f}"
 
 
 def draw_scene(scene: Scene):
@@ -312,12 +339,12 @@ def draw_scene(scene: Scene):
     import numpy as np
     from matplotlib.figure import Figure
 
-    from data.synthetic import FPS, ball_height
+    from data.synthetic import FPS
 
     figure = Figure(figsize=(9, 2.2), dpi=110, layout="constrained")
     height = figure.subplots()
     seconds = (np.arange(len(scene.frames)) + 0.5) / FPS
-    height.plot(seconds, ball_height(scene.frames), color="tab:blue")
+    height.plot(seconds, scene.heights, color="tab:blue")
     height.vlines(scene.bounces / FPS, 0, 5, color="tab:blue", linewidth=3)
     height.set(xlabel="seconds", xlim=(0, len(scene.frames) / FPS), ylim=(0, None))
     height.set_ylabel("ball height, px", color="tab:blue")
@@ -345,8 +372,8 @@ def draw_losses(journals: dict[str, list[dict]]):
 
 
 REFERENCES = (
-    ("f1_chance", "chance: picture of one clip, sound of another"),
-    ("f1_real", "real clips: what the detectors can see and hear"),
+    ("chance", "chance: picture of one clip, sound of another"),
+    ("real", "real clips: what the detectors can see and hear"),
 )
 
 PLAYER = """<section><h3>{name}</h3>
@@ -379,9 +406,11 @@ code {{ background: #f4f4f4; overflow-wrap: anywhere }}
 trained from mp4 files in {steps} steps on this machine. The whole demo took {seconds:.0f} s. Turn the sound on.</p>
 {quality}
 <h2>Does the sound happen when the picture says so?</h2>
-<table><tr><th>what<th>event F1<th>95 % interval{rows}</table>
+<table><tr><th>what<th>event F1<th>95 % interval<th>motion error<th>95 % interval{rows}</table>
 <p>Bounces seen and pings heard are paired one to one within one frame (0.1 s), over {clips} generated clips that were
-written as H.264 + AAC and read back. The detectors' thresholds were fixed on real clips. Seed {seed}.</p>
+written as H.264 + AAC and read back. The detectors' thresholds were fixed on real clips. Motion error: px per frame²
+by which a ball in flight misses the acceleration of gravity, without the frames that a bounce touches; one that hovers
+has 2.2. Seed {seed}.</p>
 <h2>Watch and hear</h2>
 {players}
 <p>Blue: height of the ball, bars where it is seen to bounce. Orange: loudness, triangles where a ping is heard.</p>
