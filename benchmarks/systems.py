@@ -12,6 +12,7 @@ docs/systems.md says what is compared, and how.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from functools import partial
@@ -95,6 +96,7 @@ def main(argv=None) -> None:
     p.add_argument("--work", type=Path, default=Path("runs/systems"), help="where videos and trainings go, and stay")
     p.add_argument("--table", action="store_true", help="print the table of what is in --out, and run nothing")
     args = p.parse_args(argv)
+    os.environ["OMP_NUM_THREADS"] = "1"  # seconds that compare: two threads that meet other work take ten times as long
     from benchmarks.systems_table import markdown
 
     facts = {"train": args.train, "clips": args.clips, "seed": args.seed, "clip_frames": CLIP, "preparing": PREPARING}
