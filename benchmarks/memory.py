@@ -32,16 +32,17 @@ SIDES = ("with", "without")
 TOGETHER = "all seeds"
 WINDOW = 8  # frames, of the demo's model
 METHOD = (
-    "FLAV-tiny without labels, trained with the demo's flags on balls behind curtains. Task seen: held-out clips of 12 "
-    "visible frames and some under the curtain, in silence, are extended by sample_long.py; hidden counts frames, "
-    "given and generated, from the last visible one given to the first visible one generated. Task heard: the ball is "
-    "under the curtain from the beginning, 16 frames with its pings and some in silence; hidden counts frames after "
-    "the one in which the last ping given begins. From there up to 8 visible frames are judged. colour: share of films "
-    "with the ball's class; chance pairs the same films at random. f1: of bounces against those of the clip rendered "
-    "on, within one frame. error: frames by which the ball is early or late, from the shift of its true course, by "
-    "half a period at most, that fits the heights of 3 or more visible frames best. Chance of both takes other clips "
-    "of the class. with_pings: films in which the model pings under the curtain. Intervals are 95 % bootstraps over "
-    "films. Two frames with h hidden ones between them share a window of T up to h = T - 2."
+    "FLAV-tiny without labels, trained with the demo's flags and fusion c_norm on balls behind curtains. Task seen: "
+    "held-out clips of 12 visible frames and some under the curtain, in silence, are extended by sample_long.py; "
+    "hidden counts frames, given and generated, from the last visible one given to the first visible one generated. "
+    "Task heard: the ball is under the curtain from the beginning, 16 frames with its pings and some in silence; "
+    "hidden counts frames after the one in which the last ping given begins. From there up to 8 visible frames are "
+    "judged. colour: share of films with the ball's class; chance pairs the same films at random. f1: of bounces "
+    "against those of the clip rendered on, within one frame. error: frames by which the ball is early or late, from "
+    "the shift of its true course, by half a period at most, that fits the heights of 3 or more visible frames best. "
+    "Chance of both takes other clips of the class. with_pings: films in which the model pings under the curtain. "
+    "Intervals are 95 % bootstraps over films. Two frames with h hidden ones between them share a window of T up to h"
+    " = T - 2."
 )
 
 

@@ -32,13 +32,13 @@ REAL = 12  # real films, which fix the detectors' threshold and say what a perfe
 PIECE = 240  # frames
 RATE = 16000  # Hz
 METHOD = (
-    "FLAV-tiny with classes, trained with the demo's flags on balls of 64 frames; films are made side by side by "
-    "sample_long.py, classes in turn, written as mp4 and read back, and cut into pieces of 240 frames. moved_mean, "
-    "moved_spread: RMS distance of the piece's mean picture, and of its standard deviation over time, to those of the "
-    "film's first piece, grey levels, by cells of 4x4 px; the mean over films. sound: RMS over that of the first "
-    "piece, dB. colour: share of frames with the ball of the film's class. f1: of bounces seen against pings heard "
-    "within one frame, over all films. motion: error of free flight, px per frame^2. Intervals are 95 % bootstraps "
-    "over films. real: balls that were rendered."
+    "FLAV-tiny with classes, trained with the demo's flags and fusion c_norm on balls of 64 frames; films are made "
+    "side by side by sample_long.py, classes in turn, written as mp4 and read back, and cut into pieces of 240 "
+    "frames. moved_mean, moved_spread: RMS distance of the piece's mean picture, and of its standard deviation over "
+    "time, to those of the film's first piece, grey levels, by cells of 4x4 px; the mean over films. sound: RMS over "
+    "that of the first piece, dB. colour: share of frames with the ball of the film's class. f1: of bounces seen "
+    "against pings heard within one frame, over all films. motion: error of free flight, px per frame^2. Intervals "
+    "are 95 % bootstraps over films. real: balls that were rendered."
 )
 
 

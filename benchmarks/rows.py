@@ -72,6 +72,8 @@ def trained(how: Sequence, steps: int, seed: int, begins: Sequence[Path] = ()) -
 def train_on(run: Path, data: Path, steps: int, seed: int, how: Sequence = ()) -> None:
     """Train the demo's model on other videos, unless it is there; one that was broken off goes on.
 
+    With fusion c_norm: with c a model with a memory overflowed in a film.
+
     Args:
         how: more arguments of train.py.
     """
@@ -80,7 +82,18 @@ def train_on(run: Path, data: Path, steps: int, seed: int, how: Sequence = ()) -
     spec = run / "export/pipeline.json"
     if not spec.exists() or json.loads(spec.read_text())["step"] < steps:
         run.mkdir(parents=True, exist_ok=True)
-        how = (*demo.TRAINING.split(), *how, "--seed", seed, "--max-steps", steps, "--ckpt-every", min(KEPT, steps))
+        how = (
+            *demo.TRAINING.split(),
+            "--fusion",
+            "c_norm",
+            *how,
+            "--seed",
+            seed,
+            "--max-steps",
+            steps,
+            "--ckpt-every",
+            min(KEPT, steps),
+        )
         command = ("train.py", "--data-path", data, "--experiment-dir", run, *how)
         demo.call(*command, log=run / "train.log", threads=1)
 
