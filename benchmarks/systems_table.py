@@ -34,7 +34,7 @@ def _of_limit(limit: str, found: Mapping[str, dict], rows: Mapping) -> str:
     figures = ("onset accuracy", "event F1", "chance")
     heads = {
         _synchrony: [f"{limit} of training", *(f"{task}: {what}" for task in TASKS.values() for what in figures)],
-        _pictures: ["AV-Align (chance) and motion", *(f"AV-Align, {task}" for task in TASKS.values()),
+        _pictures: ["AV-Align and motion", *(f"AV-Align, {task}" for task in TASKS.values()),
                     *(f"motion error, {TASKS[task]}" for task in MOVING)],
         _costs: ["cost", "parameters", "learning in the last stage", "steps", "frames", "seconds of steps", "CPU s",
                  "peak MiB", *(f"s a clip, {task}" for task in TASKS.values()), "peak MiB of sampling"],
@@ -52,7 +52,7 @@ def _pictures(parts: Mapping[str, list[dict]], tasks: Collection[str]) -> list[s
     def aligned(task: str) -> str:
         value, chance = (_cell(parts, tasks, task, lambda x, name=name: x["av_align"][name])
                          for name in ("mean", "shuffled"))  # fmt: skip
-        return f"{value} ({chance})" if value not in ("", NONE) else value
+        return f"{value}; chance {chance}" if value not in ("", NONE) else value
 
     def moved(task: str) -> str:
         return _cell(parts, tasks, task, lambda x: x["motion"]["mean"], lambda x: _ends(x["motion"]))
@@ -71,7 +71,8 @@ def _costs(parts: Mapping[str, list[dict]], tasks: Collection[str]) -> list[str]
     def summed(name: str) -> str:
         return f"{sum(stage[name] for stages in seeds for stage in stages) / len(seeds):,.0f}"
 
-    last, steps = seeds[0][-1], " + ".join(str(stage["steps"]) for stage in seeds[0])
+    last = seeds[0][-1]
+    steps = " + ".join(f"{sum(stage['steps'] for stage in stages) / len(seeds):.0f}" for stages in zip(*seeds))
     training = max(stage["peak_mib"] for stages in seeds for stage in stages)
     sampling = max((found["peak_mib"] for task in TASKS for found in parts.get(task, [])), default=None)
     return [

@@ -98,7 +98,7 @@ def test_table_has_a_line_for_each_row_that_is_there_and_says_what_cannot_be_don
         f"| R-FLAV, fusion c | {full} | {full} | {missing} |", f"| SyncFlow | {full} | {none} | {full} |",
     ]  # fmt: skip
     motion = "1.500 (1.250 to 1.750)"
-    assert f"| SyncFlow | 0.375 (0.188) | — | 0.375 (0.188) | {motion} | — |" in pictures
+    assert f"| SyncFlow | 0.375; chance 0.188 | — | 0.375; chance 0.188 | {motion} | — |" in pictures
     assert (
         "| SyncFlow | 2,000,000 | 500,000 | 400 + 600 | 100,000 | 100 | 20 | 800 | 2.000 | — | 2.000 | 700 |" in costs
     )
