@@ -306,7 +306,7 @@ def test_memory_is_clean_or_forgotten_as_a_whole_in_a_tenth_and_where_a_stream_b
     inputs = drawn()
     t = inputs["times"][0][:, :K]
     assert inputs["memory"] is True and inputs["times"][1][:, :K].equal(t) and set(t.unique().tolist()) == {0.0, 1.0}
-    assert (t == t[:, :1]).all() and t.mean().item() == pytest.approx(0.8 * 0.9, abs=0.02)
+    assert (t == t[:, :1]).all() and t.mean().item() == pytest.approx(0.9, abs=0.02)
     some = drawn(start=4)["times"][0][:, :K]
     assert not some[:, 0].any() and some[:, 1].equal(t[:, 1])
 

@@ -12,7 +12,7 @@ from diffusion.pairing import paired
 from diffusion.times import draw_times, logit_normal_times
 from models.text import Text
 
-FORGET = 0.1  # share of the clips that roll, which have no memory
+FORGET = 0.1  # share of the clips that have no memory, as streams that begin
 
 
 class Draws:
@@ -27,8 +27,9 @@ class Draws:
         cuts: share of clips that become, from a frame on, the clip beside them in the batch if it has another label;
             so frames learn to follow their own label, not the frames before.
         texts: captions -> Text, for a model with text; labels are then the captions of each clip's file.
-        ages: of the frames of a memory, which come before those of a clip; shapes count them. A clip in pre-rolling has
-            none, as a stream that begins, nor has a share FORGET of the others.
+        ages: of the frames of a memory, which come before those of a clip; shapes count them. A share FORGET of the
+            clips has none. Those in pre-rolling have it as others do, though no stream begins so: their frames are all
+            nearly noise, and what only a memory tells is learnt from such.
         memory_noise: how far from data the memory's frames may be: their time is uniform in [1 - it, 1]. It is one for
             all of a clip, since sampling shows all of them at 1, which times of their own would hardly ever meet.
     """
@@ -81,8 +82,7 @@ class Draws:
         """Times (B,K + T): 1, or a little less, of the memory's frames that are there, 0 of the others; the clip's."""
         if not len(self.ages):
             return times
-        forgotten = (drawn.pre_rolling < self.theta) | (drawn.forget < FORGET)
-        there = (start.unsqueeze(1) >= self.ages) & ~forgotten.unsqueeze(1)
+        there = (start.unsqueeze(1) >= self.ages) & (drawn.forget >= FORGET).unsqueeze(1)
         remembered = there * (1 - self.memory_noise * drawn.memory_w.unsqueeze(1))
         return tuple(torch.cat([remembered.to(t), t], 1) for t in times)
 
