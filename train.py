@@ -48,7 +48,7 @@ def parse(argv=None) -> argparse.Namespace:
                        "32 if not given, or those of prepared clips")  # fmt: skip
     model.add_argument("--memory", type=cli.positive, nargs="+", default=[], metavar="AGE", help="ages, in frames "
                        "before the window, of clean frames of the past that a model which rolls sees, too, such as "
-                       "1 2 4 8 16 28; none if not given")  # fmt: skip
+                       "1 8 9 16 17 28; none if not given")  # fmt: skip
     model.add_argument("--causal-attn", action=argparse.BooleanOptionalAction, default=True,
                        help="no frame sees a later one")  # fmt: skip
     model.add_argument("--grad-ckpt", action="store_true", help="recompute blocks in the backward pass to save memory")

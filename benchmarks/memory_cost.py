@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 from benchmarks import timing
 
-AGES = (1, 2, 4, 8, 16, 28)
+AGES = (1, 8, 9, 16, 17, 28)
 SETTLED = 240  # frame from which the memory of a process must not grow any more
 METHOD = (
     "Two streams of models alike but for the memory roll in one process, a frame of each in turn, once the oldest age "

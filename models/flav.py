@@ -377,7 +377,7 @@ def _ages(ages: Sequence[int] | None, causal: bool) -> tuple[int, ...]:
     """
     ages = tuple(ages or ())
     if any(type(age) is not int or age < 1 for age in ages) or len({*ages}) < len(ages):
-        raise ValueError(f"memory ages {list(ages)} are not whole numbers above 0, each once; take 1 2 4 8 16 28")
+        raise ValueError(f"memory ages {list(ages)} are not whole numbers above 0, each once; take 1 8 9 16 17 28")
     if ages and not causal:
         raise ValueError("a memory that sees the window would change with it; leave --no-causal-attn out")
     return tuple(sorted(ages))
