@@ -82,19 +82,9 @@ def train_on(run: Path, data: Path, steps: int, seed: int, how: Sequence = ()) -
     spec = run / "export/pipeline.json"
     if not spec.exists() or json.loads(spec.read_text())["step"] < steps:
         run.mkdir(parents=True, exist_ok=True)
-        how = (
-            *demo.TRAINING.split(),
-            "--fusion",
-            "c_norm",
-            *how,
-            "--seed",
-            seed,
-            "--max-steps",
-            steps,
-            "--ckpt-every",
-            min(KEPT, steps),
-        )
-        command = ("train.py", "--data-path", data, "--experiment-dir", run, *how)
+        how = (*demo.TRAINING.split(), "--fusion", "c_norm", *how, "--seed", seed, "--max-steps", steps)
+        kept = ("--ckpt-every", min(KEPT, steps))
+        command = ("train.py", "--data-path", data, "--experiment-dir", run, *how, *kept)
         demo.call(*command, log=run / "train.log", threads=1)
 
 

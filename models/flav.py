@@ -234,7 +234,7 @@ class FLAV(
         self._check(v, a, t, y, None, prompts, len(self.memory_ages), True)
         recalls = [Recall() for _ in self.blocks]
         conditioned = self._conditioned(t, y, t, None, None, prompts, conditions)
-        self._through_blocks(v, a, conditioned, len(self.memory_ages), recalls)
+        self._through_blocks(v, a, conditioned, len(self.memory_ages), recalls, to_the_end=False)
         return [recall.kept for recall in recalls]
 
     def _conditioned(
@@ -246,9 +246,12 @@ class FLAV(
         return *self._embedded(t, y, t_a, y_a, text, prompts), [None] * len(self.blocks), (None, None)
 
     def _through_blocks(
-        self, v: Tensor, a: Tensor, conditioned: tuple, lead: int, recalls: Iterable[Recall] | None
+        self, v: Tensor, a: Tensor, conditioned: tuple, lead: int, recalls: Iterable[Recall] | None, to_the_end=True
     ) -> tuple[Tensor, Tensor]:
-        """Tokens (B,T,L,D), (B,T,S,D) after all blocks, of frames of which `lead` are those of a memory."""
+        """Tokens (B,T,L,D), (B,T,S,D) after all blocks, of frames of which `lead` are those of a memory.
+
+        to_the_end: if not, the feed-forwards of the last block are left out, which show nothing to other frames.
+        """
         c_v, c_a, of_blocks, _ = conditioned
         T, at = v.shape[1] - lead, None
         of_frames = self.video_frame_pos[:T], self.audio_frame_pos[:T]
@@ -258,8 +261,9 @@ class FLAV(
             at = torch.tensor([-age for age in reversed(self.memory_ages)] + [*range(T)], device=v.device)
         x = self.video_embed(v) + of_frames[0][:, None] + self.video_patch_pos
         z = self.audio_embed(a) + of_frames[1][:, None] + self.audio_mel_pos
-        for block, modulation, recall in zip(self.blocks, of_blocks, recalls or repeat(None)):
-            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation, at, recall)
+        feeds = [True] * (len(self.blocks) - 1) + [to_the_end]
+        for block, modulation, recall, feed in zip(self.blocks, of_blocks, recalls or repeat(None), feeds):
+            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation, at, recall, feed)
         return x, z
 
     def conditions(

@@ -40,11 +40,13 @@ class Block(nn.Module):
         modulation: Modulation | None = None,
         at: Tensor | None = None,
         recall: Recall | None = None,
+        feeds: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """v (B,T,L,D), a (B,T,S,D), conditions (B,T,D) -> v, a; causal: nothing in frame k sees a later frame.
 
         modulation: of these conditions, if it is known already. at: numbers of the frames, as fusions take them.
-        recall: of frames before these, or where to note what these show to later ones.
+        recall: of frames before these, or where to note what these show to later ones. feeds: whether tokens go on
+        through the feed-forwards; not where nothing but what they show is asked for.
         """
         of_picture, of_sound, of_both = (recall and recall.of(part) for part in ("picture", "sound", "fusion"))
         of_video, of_audio = modulation or self.modulation(c_v, c_a)
@@ -59,6 +61,8 @@ class Block(nn.Module):
         a = add_gated(a, self.audio_attn(x.flatten(1, 2), causal, of_sound).view_as(x), gate)
 
         v, a, m_v, m_a = self.fusion(v, a, c_v, c_a, causal, at, of_both)
+        if not feeds:
+            return v, a
         v = self.feed_forward(v, m_v, self.video_mlp_adaln, self.video_mlp)
         a = self.feed_forward(a, m_a, self.audio_mlp_adaln, self.audio_mlp)
         return v, a
