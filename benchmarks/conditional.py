@@ -1,6 +1,6 @@
 """Event F1, seconds and memory of A2V and V2A by method on the demo's task.
 
-    python benchmarks/conditional.py --joint runs/demo/c/export --independent RUN/export --data-path runs/demo/data
+    python benchmarks/conditional.py --joint runs/demo/c_norm/export --independent RUN/export --data-path runs/demo/data
 
 The second model is trained as the demo's, with --independent-times; a third, --linked, is the demo's control run whose
 link alone was trained, as docs/conditional.md tells. Any of them may be left out. Each figure comes from sample_a2v.py

@@ -54,7 +54,7 @@ def main(argv=None) -> None:
     p.add_argument("--out", type=Path, default=Path("results/tables"), help="where rows and tables go")
     args = p.parse_args(argv)
     if strange := [text for text in args.checkpoints if "=" not in text]:
-        p.error(f"--checkpoints {strange[0]} is not ROW=PATH; give e.g. c=runs/demo/c/export")
+        p.error(f"--checkpoints {strange[0]} is not ROW=PATH; give e.g. c=RUN/export")
     if (args.table == "syncflow") != bool(args.prompts):
         p.error("--prompts belongs to the table syncflow, and to no other; " + ("leave it out" if args.prompts else
                 "give a file with a prompt a line"))  # fmt: skip
