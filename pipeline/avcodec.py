@@ -265,6 +265,6 @@ def _finite(x: Tensor) -> Tensor:
     if broken:
         raise ValueError(
             f"what the model made is not finite (at {broken} of the batch): its activations overflow; take another "
-            "--seed, or train with --sampling logit-noise or --fusion c_norm"
+            "--seed, or train with --fusion c_norm"
         )
     return x
