@@ -32,11 +32,12 @@ def class_guided(model: Callable, scale: float, null_label: int | Tensor) -> Cal
         how = {} if memory is None else {"memory": memory}
         if (y == null).all():
             return model(v, a, t, y=y, t_a=t_a, **how)
-        if memory is not remembered[0]:
-            remembered = memory, _doubled(memory, null)
+        if memory is not None:
+            if memory is not remembered[0]:
+                remembered = memory, _doubled(memory, null)
+            how = {"memory": remembered[1]}
         both = torch.cat([y, null.to(y).expand_as(y)])
         t_a = None if t_a is None else t_a.repeat(2, 1)
-        how = {} if memory is None else {"memory": remembered[1]}
         dv, da = model(torch.cat([v, v]), torch.cat([a, a]), t.repeat(2, 1), y=both, t_a=t_a, **how)
         return tuple(_led(*x.chunk(2), scale) for x in (dv, da))
 

@@ -125,7 +125,7 @@ def start(
     window = Window(v, a, y, zero, zero.clone(), seed, sample)
     if not past:
         return window
-    past_v, past_a = (torch.zeros_like(x[:, :1]).repeat(1, past, *[1] * (x.ndim - 2)) for x in (v, a))
+    past_v, past_a = (x.new_zeros(len(x), past, *x.shape[2:]) for x in (v, a))
     return replace(window, past_v=past_v, past_a=past_a, past_y=None if y is None else y[:, :1].repeat(1, past))
 
 

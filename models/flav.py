@@ -1,6 +1,7 @@
 """FLAV: the two-branch transformer of R-FLAV (arXiv 2503.08307), which predicts the velocity of a window of frames."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 
@@ -258,12 +259,12 @@ class FLAV(
         if lead:
             of_memory = self.video_memory_pos, self.audio_memory_pos
             of_frames = tuple(torch.cat(pair) for pair in zip(of_memory, of_frames))
-            at = torch.tensor([-age for age in reversed(self.memory_ages)] + [*range(T)], device=v.device)
+            at = _numbers(self.memory_ages, T, v.device)
         x = self.video_embed(v) + of_frames[0][:, None] + self.video_patch_pos
         z = self.audio_embed(a) + of_frames[1][:, None] + self.audio_mel_pos
-        feeds = [True] * (len(self.blocks) - 1) + [to_the_end]
-        for block, modulation, recall, feed in zip(self.blocks, of_blocks, recalls or repeat(None), feeds):
-            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation, at, recall, feed)
+        for block, modulation, recall in zip(self.blocks, of_blocks, recalls or repeat(None)):
+            feeds = to_the_end or block is not self.blocks[-1]
+            x, z = run(self.grad_ckpt, block, x, z, c_v, c_a, self.causal_attn, modulation, at, recall, feeds)
         return x, z
 
     def conditions(
@@ -385,6 +386,12 @@ def _ages(ages: Sequence[int] | None, causal: bool) -> tuple[int, ...]:
     if ages and not causal:
         raise ValueError("a memory that sees the window would change with it; leave --no-causal-attn out")
     return tuple(sorted(ages))
+
+
+@lru_cache(maxsize=64)
+def _numbers(ages: tuple[int, ...], T: int, device: torch.device) -> Tensor:
+    """(K + T,) numbers of the frames of a memory and of a window; kept, since a copy makes a device wait."""
+    return torch.tensor([-age for age in reversed(ages)] + [*range(T)], device=device)
 
 
 def _preset(depth: int, hidden_size: int, num_heads: int, patch_size: int, **more) -> dict:
