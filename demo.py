@@ -50,7 +50,7 @@ class Size:
     others: int  # of each other mode
 
 
-FULL = Size(train=256, test=64, steps=2000, clips=64, rolls=6, others=24)
+FULL = Size(train=256, test=64, steps=2200, clips=64, rolls=6, others=24)
 QUICK = Size(train=32, test=12, steps=150, clips=8, rolls=1, others=2)
 
 # folder of films -> what it is called in metrics.json after f1_ and motion_, and on the page
@@ -97,7 +97,7 @@ def main(argv=None) -> None:
     cli.write_run(out, args, metrics=figures)
     write_page(out, figures, scenes, args.quick)
     if args.quick:
-        say("quality is reduced: --quick trains 150 steps instead of 2000, so poor synchrony is expected")
+        say("quality is reduced: --quick trains 150 steps instead of 2200, so poor synchrony is expected")
     print(
         f"F1 fusion c_norm {figures['f1_fusion_c_norm']:.3f} (95 % {figures['f1_fusion_c_norm_interval'][0]:.3f} to "
         f"{figures['f1_fusion_c_norm_interval'][1]:.3f}), {LONG} frames {figures['f1_long']:.3f}; no fusion "
@@ -317,7 +317,7 @@ def write_page(out: Path, figures: dict, scenes: list[Scene], quick: bool) -> No
         f"<tr><td>{what}" + "".join(cells(figures, f"{figure}_{key}") for figure in ("f1", "motion"))
         for key, what in (*SCORES.values(), *REFERENCES)
     )
-    quality = "<p><b>Quality is reduced: this is the --quick demo, of 150 steps instead of 2000.</b>" if quick else ""
+    quality = "<p><b>Quality is reduced: this is the --quick demo, of 150 steps instead of 2200.</b>" if quick else ""
     page = PAGE.format(
         quality=quality, rows=rows, judged="" if quick else judged(out), players=players, training=TRAINING, **figures
     )
