@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.chromium import COLOUR, chromium
 from data.av import probe, probe_audio
 from pipeline import AVPipeline, StreamState
-from tests.serving.browser import COLOUR, chromium, needs_chromium, opened, wait
+from tests.serving.browser import PATIENCE, needs_chromium, opened, wait
 from tests.serving.desks import Server, desk
 
 pytestmark = [pytest.mark.browser, needs_chromium]
@@ -23,7 +24,7 @@ needs_model = pytest.mark.skipif(not Path(MODEL).is_dir(), reason="no model of t
 
 @pytest.fixture(scope="module")
 def browser():
-    with chromium() as browser:
+    with chromium(PATIENCE) as browser:
         yield browser
 
 
