@@ -29,6 +29,7 @@ METHOD = (
     "says. stalls: times that the player ran dry. clicks: seconds to the first frame on the screen that was not done "
     "at the click. colours: seconds to the first picture in which the asked class's colour is the strongest by 15 %."
 )
+SOON = 1.5  # s in which a click is to be seen
 COLOURS = ("red", "green", "blue")  # classes that are clicked on, in the order of a pixel's channels
 WATCH = f"""() => {{
   const colour = {COLOUR};
@@ -144,13 +145,13 @@ def memory(values: list[float]) -> dict[str, float]:
 
 
 def quantiles(seconds: list[float | None]) -> dict:
-    """p50, p99 and the largest of some times; how many there are, and how many never came."""
+    """p50, p99 and the largest of some times; how many there are, how many never came, the share that came soon."""
     found = sorted(s for s in seconds if s is not None)
     if not found:
         return {"count": 0, "missed": len(seconds)}
     p99 = found[min(len(found) - 1, int(0.99 * len(found)))]
     return {"count": len(found), "missed": len(seconds) - len(found), "p50": statistics.median(found), "p99": p99,
-            "most": found[-1]}  # fmt: skip
+            "most": found[-1], "soon": sum(s <= SOON for s in found) / len(seconds)}  # fmt: skip
 
 
 def told(found: dict) -> str:
@@ -166,7 +167,10 @@ def told(found: dict) -> str:
     for of in ("clicks", "colours"):
         x = found[of]
         if x["count"]:
-            lines.append(f"{of}: p50 {x['p50']:.2f} s, p99 {x['p99']:.2f} s of {x['count']}, {x['missed']} never")
+            lines.append(
+                f"{of}: p50 {x['p50']:.2f} s, p99 {x['p99']:.2f} s of {x['count']}, {x['missed']} never, "
+                f"{100 * x['soon']:.0f} % within {SOON:g} s"
+            )
     return "\n".join(lines)
 
 

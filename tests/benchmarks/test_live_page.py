@@ -18,7 +18,7 @@ def test_memory_that_grows_at_the_end_is_told_and_that_which_only_begins_is_not(
 
 def test_times_that_never_came_count_for_themselves():
     found = live_page.quantiles([3.0, None, 1.0, 2.0])
-    assert found == {"count": 3, "missed": 1, "p50": 2.0, "p99": 3.0, "most": 3.0}
+    assert found == {"count": 3, "missed": 1, "p50": 2.0, "p99": 3.0, "most": 3.0, "soon": 0.25}
     assert live_page.quantiles([None]) == {"count": 0, "missed": 1}
 
 
