@@ -7,6 +7,7 @@ import secrets
 import shlex
 import socket
 import sys
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -180,6 +181,8 @@ def checkpoint(args) -> str:
 def told(host: str, port: int, token: str) -> str:
     """Where the page is, and how to reach it from elsewhere."""
     name = f"[{host}]" if ":" in host else host
+    if host in ("0.0.0.0", "::"):  # bound everywhere, which is no address to go to
+        name = socket.gethostname()
     address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
     if token:
         return f"film on {address}\nwho has this address sees and steers it; Ctrl-C ends it"
@@ -188,17 +191,22 @@ def told(host: str, port: int, token: str) -> str:
 
 
 def save(args, desk: Desk) -> None:
-    """Write the state of each film, and say how it goes on."""
-    if desk.pipe is None:
-        desk.restore()
+    """Write the state of each film, over none that is there, and say how it goes on."""
     paths = []
     for number, film in desk.films.items():
         if film.state.frame:
-            path = args.results_dir / f"live_{number}.state.safetensors"
+            path = free_path(args.results_dir, f"live_{number}")
             desk.save(number, path)
             paths.append(shlex.quote(str(path)))
     if paths:
-        print(f"goes on with: python live.py --model-ckpt {checkpoint(args)} --resume {' '.join(paths)}")
+        steps = f"--num-timesteps {desk.settings.steps:g}"
+        print(f"goes on with: python live.py --model-ckpt {checkpoint(args)} {steps} --resume {' '.join(paths)}")
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """A state file of this name in a folder that is not there yet."""
+    numbered = (f"{name}{suffix}.state.safetensors" for suffix in chain([""], (f"_{k}" for k in count(2))))
+    return next(path for path in (folder / file for file in numbered) if not path.exists())
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route, WebSocketRoute
+from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from pipeline.conditional import SOURCES
@@ -72,9 +72,9 @@ class Room:
         """One of the three files of the page."""
         return Response((PAGE / name).read_bytes(), media_type=TYPES[name])
 
-    async def ask(self, what: dict | Callable) -> object:
+    async def ask(self, what: dict | Callable, needs_model: bool = True) -> object:
         """Have the engine do something."""
-        return await asyncio.wrap_future(self.engine.ask(what))
+        return await asyncio.wrap_future(self.engine.ask(what, needs_model))
 
     # ------------------------------------------------------------------------------------------------ watching
 
@@ -117,6 +117,8 @@ class Room:
                 said = str(error) if isinstance(error, ValueError | OSError) else "it could not be done; try again"
                 told = {"type": "refused", "id": number, "text": " ".join(said.split())}
                 viewer.push(Item("told", json.dumps(told)))
+            if viewer.lost:
+                return await ended(websocket)
 
     # ------------------------------------------------------------------------------------------------ files
 
@@ -128,25 +130,26 @@ class Room:
             desk.save(film, path)
             return desk.films[film].next
 
-        frame = await self.ask(save)
-        return self._file(path, f"live_{film}_from_{frame:06d}.state.safetensors")
+        frame = await self.ask(save, needs_model=False)
+        return Download(path, f"live_{film}_from_{frame:06d}.state.safetensors")
 
     async def recording(self, request: Request) -> Response:
-        """An mp4 of what was shown of a film from frame `from` on."""
-        film, first = request.path_params["film"], _whole(request, "from")
-        shown, spec = await self.ask(lambda desk: (desk.film(film).since(first), desk.film(film).spec))
+        """An mp4 of what was shown of a film from frame `from` on, to before frame `to` if that is given."""
+        film, first, end = request.path_params["film"], _whole(request, "from"), _whole(request, "to", LARGEST)
+        shown, spec = await self.ask(
+            lambda desk: (desk.film(film).between(first, end), desk.film(film).spec), needs_model=False
+        )
         path = self.uploads.path(".mp4")
         await asyncio.to_thread(record, shown, path, spec)
-        return self._file(path, f"live_{film}_{shown[0].index:06d}_to_{shown[-1].index + 1:06d}.mp4")
+        return Download(path, f"live_{film}_{shown[0].index:06d}_to_{shown[-1].index + 1:06d}.mp4")
 
     async def commands(self, request: Request) -> Response:
         """The commands that make a film again."""
         film = request.path_params["film"]
-        made = await self.ask(lambda desk: desk.film(film).history.commands(self.checkpoint, desk.film(film).next))
+        made = await self.ask(
+            lambda desk: desk.film(film).history.commands(self.checkpoint, desk.film(film).next), needs_model=False
+        )
         return PlainTextResponse(made)
-
-    def _file(self, path: Path, name: str) -> Response:
-        return FileResponse(path, filename=name, background=BackgroundTask(path.unlink, missing_ok=True))
 
     async def upload(self, request: Request) -> JSONResponse:
         """Take a file in; one that is refused is read to its end, before which no browser looks at the answer."""
@@ -190,10 +193,10 @@ class Room:
         """What the engine is asked with a file that has come."""
         if kind == "state":
             return {"do": "open", "path": path, "name": name}
+        await asyncio.to_thread(self.uploads.examine, path, kind)
         codec, window, takes = await self.ask(
             lambda desk: (desk.pipe.codec, desk.pipe.model.predict_frames, desk.pipe.model.takes)
         )
-        await asyncio.to_thread(self.uploads.examine, path, kind)
         if kind == "clip":
             real = await asyncio.to_thread(RealClip.open, path, codec)
             return {"do": "extend", "real": real, "name": name, "done": partial(path.unlink, missing_ok=True)}
@@ -207,13 +210,28 @@ class Room:
         }
 
 
-def _whole(request: Request, name: str) -> int:
+class Download(FileResponse):
+    """A file that is sent whole, whatever part is asked for, and removed whatever becomes of it."""
+
+    def __init__(self, path: Path, name: str):
+        super().__init__(path, filename=name)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        headers = [(name, value) for name, value in scope["headers"] if name not in (b"range", b"if-range")]
+        try:
+            await super().__call__({**scope, "headers": headers}, receive, send)
+        finally:
+            Path(self.path).unlink(missing_ok=True)
+
+
+def _whole(request: Request, name: str, absent: int = 0) -> int:
     """A number of the address.
 
     Raises:
         ValueError: it is none.
     """
-    text = request.query_params.get(name, "0")
+    text = request.query_params.get(name, str(absent))
     if not (text.isascii() and text.isdecimal() and len(text) < 12 and int(text) <= LARGEST):
         raise ValueError(f"{name} is a whole number from 0 to {LARGEST}; give such a number")
     return int(text)

@@ -66,6 +66,7 @@ class Desk:
 
     def _open(self) -> None:
         self.pipe = self._load()
+        self.checksum = self.pipe.checksum
         self.streams = self._no_streams()
         self._made: deque[tuple[Streams, list[tuple[str, Chunk]]]] = deque()
         self._settle()
@@ -76,7 +77,7 @@ class Desk:
         return Streams(self.pipe, how.steps, how.guidance, negative=how.negative, solver=how.solver)
 
     def _turn(self, frame: int, label: str | None, seed: int, told: str, begun: str = "") -> Turn:
-        return Turn(frame, label, seed, self.settings.steps, self.settings.guidance, told, begun)
+        return Turn(frame, label, seed, self.settings.steps, self.settings.guidance, told, begun, opened=seed)
 
     def _new(self, turn: Turn) -> StreamState:
         return self.pipe.new_stream(y=self._label(turn.label), seed=turn.seed)
@@ -128,7 +129,7 @@ class Desk:
             film = self.films[int(name)]
             pieces += film.show(chunk)
             if film.given and film.next >= film.given.end:
-                film.history.add(film.given.end, f"the {film.given.kind} has ended", given="")
+                film.history.add(film.next, f"the {film.given.kind} {film.given.over}", given="")
                 film.follow(None)
                 self._give(film)
         return pieces
@@ -161,6 +162,8 @@ class Desk:
         try:
             return getattr(self, f"_do_{message['do']}")(**{k: x for k, x in message.items() if k != "do"})
         finally:
+            for film in self.films.values():  # what was changed holds from the last frame shown on
+                film.state = self.streams.state(str(film.number))
             self._settle()
 
     def film(self, film: int) -> Film:
@@ -324,7 +327,7 @@ class Desk:
 
     def facts(self, film: Film) -> dict:
         """What is saved beside a state, as sample_long.py does."""
-        facts = dict(base=f"live_{film.number}", checksum=self.pipe.checksum, cfg_scale=self.settings.guidance)
+        facts = dict(base=f"live_{film.number}", checksum=self.checksum, cfg_scale=self.settings.guidance)
         return facts | ({"negative": self.settings.negative} if self.settings.negative else {})
 
     def save(self, film: int, path: Path) -> None:
@@ -351,7 +354,10 @@ class Desk:
         self._settle()
 
     def recover(self, error: Exception) -> str:
-        """After a failure of a step: the youngest film is closed, or begun anew if it is alone; what to say of it."""
+        """After a failure of a step: the youngest film is closed, or begun anew if it is alone; what to say of it.
+
+        The others go on after their last frames shown, with what they follow.
+        """
         number, film = self.films.popitem()
         with suppress(ValueError, OSError, MediaError):
             film.close()
@@ -360,10 +366,12 @@ class Desk:
         self._made.clear()
         for name, state in states.items():
             self.streams.join(name, state)
+            self._give(self.films[int(name)])
         if not self.films:
             turn = self._turn(
                 0, film.history.now.label, film.history.now.seed + 1, f"a new film after film {number}", "new"
             )
             self._take_in(self._new(turn), turn)
         self._settle()
-        return f"film {number} was closed, for it could not go on ({' '.join(str(error).split())[:200]})"
+        reason = " ".join(word for word in str(error).split() if "/" not in word)  # no path of ours
+        return f"film {number} was closed, for it could not go on ({reason[:200]})"

@@ -18,7 +18,8 @@ from serving.film import Piece
 TIMED = 300  # frames whose seconds are told
 COMMANDS = 32  # that may wait
 TOLD = 1.0  # s between two reports
-ABLE = ("play", "release")  # what needs no model
+ABLE = ("play", "pause", "release")  # what needs no model
+FAILURES = 3  # of a step without a frame between them, after which the model pauses
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class Engine(threading.Thread):
         self._over, self._paused, self._released = False, False, False
         self._seconds: deque[float] = deque(maxlen=TIMED)
         self._watching, self._playing, self._alone = 0, 0, None
-        self._told = 0.0
+        self._told, self._failures = 0.0, 0
 
     # ------------------------------------------------------------------------------------------------ for others
 
@@ -97,15 +98,17 @@ class Engine(threading.Thread):
         self._watching, self._playing = watching, playing
         self._wake.set()
 
-    def ask(self, message: dict | Callable[[Desk], object]) -> Future:
+    def ask(self, message: dict | Callable[[Desk], object], needs_model: bool = True) -> Future:
         """Have a checked message done between two frames, or a function of the desk; what comes of it.
 
+        Args:
+            needs_model: whether a function does without a model whose memory was released; if so it stays released.
         Raises:
             ValueError: too many wait.
         """
         answer = Future()
         try:
-            self._commands.put_nowait((message, answer))
+            self._commands.put_nowait((message, answer, needs_model))
         except Full:
             raise ValueError("too much was asked at once; wait a moment") from None
         self._wake.set()
@@ -137,9 +140,20 @@ class Engine(threading.Thread):
                 self._go_on()
             except Exception as error:
                 log.warning("a film failed: %s", error, exc_info=True)
-                self.tell({"type": "failed", "text": self.desk.recover(error)})
-                self.report()
+                self._failed(error)
         self._refuse_the_rest()
+
+    def _failed(self, error: Exception) -> None:
+        """Go on without the film that failed; pause where no frame comes any more."""
+        self._failures += 1
+        text = "the model failed"
+        with suppress(Exception):
+            text = self.desk.recover(error)
+        if self._failures >= FAILURES:
+            self._paused, text = True, f"{text}; the model is paused, since it failed {self._failures} times"
+        self.tell({"type": "failed", "text": text})
+        with suppress(Exception):
+            self.report()
 
     def _go_on(self) -> None:
         """Send a frame if one is due, or make one, or wait."""
@@ -150,6 +164,7 @@ class Engine(threading.Thread):
         elif self.desk.waiting and now >= self.pace.due:
             self.pace.go(now)
             self.publish(self.desk.send())
+            self._failures = 0
             self.pace.send(now, self.desk.at_once)
         elif self.desk.waiting <= self.unsent - (now < self.pace.due):
             self.pace.go(now)
@@ -177,21 +192,21 @@ class Engine(threading.Thread):
         """All commands that wait."""
         while True:
             try:
-                message, answer = self._commands.get_nowait()
+                message, answer, needs_model = self._commands.get_nowait()
             except Empty:
                 return
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                answer.set_result(self._done(message))
+                answer.set_result(self._done(message, needs_model))
             except Exception as error:  # told to the one who asked
                 answer.set_exception(error)
             with suppress(Exception):
                 self.report()
 
-    def _done(self, message: dict | Callable) -> object:
+    def _done(self, message: dict | Callable, needs_model: bool) -> object:
         what = message["do"] if isinstance(message, dict) else ""
-        if self._released and what not in ABLE:
+        if self._released and needs_model and what not in ABLE:
             self._load()
         if callable(message):
             return message(self.desk)

@@ -1,13 +1,14 @@
 """A film on show: what of it was shown in the last two minutes, as pieces for the page, and its history."""
 
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data.av import Writer
+from data.av import MediaError, Writer
 from pipeline import StreamState
 from pipeline.film import RealClip
 from pipeline.spec import AVSpec
@@ -72,7 +73,7 @@ class Film:
         self.number, self.state, self.history, self.parent = number, state, history, parent
         self.spec, self.real = spec, real
         self.first = self.next = state.frame
-        self.given, self._before, self.done = None, state, _nothing
+        self.given, self._before, self.done, self._tail = None, state, _nothing, None
         self.fragments = Fragments(self.spec.image_size, self.spec.fps, self.spec.sample_rate)
         self.shown: deque[Shown] = deque(maxlen=KEPT * self.spec.fps)
         self._every = max(1, round(PLACES * self.spec.fps))
@@ -88,8 +89,9 @@ class Film:
         self.real, self.done = None, _nothing
 
     def follow(self, given: Given | None) -> None:
-        """What is given from now on; the file of what was given before is done with."""
+        """What is given from now on; the file of what was given before is done with, once its sound has faded out."""
         if self.given:
+            self._tail = self.given.tail(self.next)
             self.given.done()
         self.given = given
 
@@ -97,9 +99,12 @@ class Film:
         """Take in the next chunk; what there is for the page."""
         frames, wave = chunk.frames.cpu(), chunk.wave.cpu().float()
         if self.real:
-            frames, wave = self.real.over(chunk.first, frames, wave)
+            with suppress(MediaError, OSError):  # where the clip cannot be read it is shown as the model has it
+                frames, wave = self.real.over(chunk.first, frames, wave)
             if chunk.first + len(frames) >= self.real.frames:
                 self.leave_clip()
+        if self._tail is not None:
+            wave, self._tail = faded(self._tail, wave), None
         if self.given:
             frames, wave = self.given.shown(chunk.first, frames, wave)
         size = self.spec.samples_per_frame
@@ -123,21 +128,21 @@ class Film:
         return (255 * torch.cat([level[:, None], bins], 1)).round().to(torch.uint8).numpy().tobytes()
 
     def place(self, frame: int) -> StreamState:
-        """The nearest place at or before a frame, from which a fork may begin; the present one if there is none."""
-        if frame >= self.next:
+        """The nearest place at or before a frame, from which a fork may begin, or the first one; else the present."""
+        places = [shown.state for shown in self.shown if shown.state and shown.state.frame > self.first]
+        if frame >= self.next or not places:
             return self.state
-        places = [shown.state for shown in self.shown if shown.state and shown.index <= frame]
-        return places[-1] if places else self.state
+        return next((state for state in reversed(places) if state.frame <= frame), places[0])
 
-    def since(self, first: int) -> tuple[Shown, ...]:
-        """What was shown from a frame on, of the last two minutes.
+    def between(self, first: int, end: int) -> tuple[Shown, ...]:
+        """What was shown from a frame on and before another, of the last two minutes.
 
         Raises:
             ValueError: nothing was.
         """
-        shown = tuple(frame for frame in self.shown if frame.index >= first)
+        shown = tuple(frame for frame in self.shown if first <= frame.index < end)
         if not shown:
-            raise ValueError(f"nothing of film {self.number} was shown since frame {first}; choose an earlier moment")
+            raise ValueError(f"nothing of film {self.number} is kept of frames {first} to {end}; choose another moment")
         return shown
 
     def close(self) -> None:
@@ -145,6 +150,12 @@ class Film:
         self.follow(None)
         self.leave_clip()
         self.fragments.close()
+
+
+def faded(tail: Tensor, wave: Tensor) -> Tensor:
+    """A wave (N,) into which the sound passes that went on as `tail`, which is shorter."""
+    share = torch.arange(len(tail), 0, -1) / len(tail)
+    return torch.cat([share * tail + (1 - share) * wave[: len(tail)], wave[len(tail) :]])
 
 
 def _nothing() -> None:

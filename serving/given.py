@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from data.av import MediaError
 from data.frames import to_uint8
 from pipeline.avcodec import AVCodec
 from pipeline.conditional import SOURCES
@@ -38,7 +39,7 @@ class Given:
         self._source = SOURCES[kind](path, codec, window + BEHIND)
         self.start, self.frames, self.modality = 0, self._source.frames, self._source.modality
         self._media, self._kept, self._read = self._original(), {}, 0
-        self._fade = round(FADE * codec.spec.sample_rate)
+        self._fade, self.over = round(FADE * codec.spec.sample_rate), "has ended"  # why it ends, in words
 
     @property
     def end(self) -> int:
@@ -47,7 +48,22 @@ class Given:
 
     def latents(self, frame: int) -> Tensor | None:
         """Of a frame of the film, as `Streams.give` asks; None where nothing is given."""
-        return self._source(frame - self.start) if self.start <= frame < self.end else None
+        return self._readable(self._source, frame - self.start) if self.start <= frame < self.end else None
+
+    def _readable(self, read: Callable[[int], Tensor], number: int) -> Tensor | None:
+        """What is read for a frame of the file; where that is damaged the file ends, and there is nothing."""
+        try:
+            return read(number)
+        except (MediaError, OSError, StopIteration):
+            self.frames, self.over = min(self.frames, number), f"of {self.name} cannot be read any further"
+            return None
+
+    def tail(self, frame: int) -> Tensor | None:
+        """Samples with which a sound that is left before a frame of the film fades out; None where there is none."""
+        if self.kind != "sound" or not self.start < frame < self.end:
+            return None
+        given = self._readable(self._frame, frame - self.start)
+        return None if given is None else given[: self._fade]
 
     def shown(self, first: int, frames: Tensor, wave: Tensor) -> tuple[Tensor, Tensor]:
         """A chunk, frames uint8 (t,H,W,3) and wave (t * samples_per_frame,), with the given track in place."""
@@ -55,7 +71,9 @@ class Given:
         for i in range(len(frames)):
             if not self.start <= first + i < self.end:
                 continue
-            given = self._frame(first + i - self.start)
+            given = self._readable(self._frame, first + i - self.start)
+            if given is None:
+                break
             if self.kind == "picture":
                 frames = torch.cat([frames[:i], given[None], frames[i + 1 :]])
             else:

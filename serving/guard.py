@@ -3,14 +3,13 @@
 import ipaddress
 import secrets
 import socket
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+UNKNOWN = "the token is missing or wrong; open the address that the server printed"
 HERE = ("127.0.0.1", "localhost", "::1")
-COOKIE = "live_token"
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "media-src blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -34,7 +33,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, host: str, token: str = ""):
         self.app, self.token = app, token
-        self.names = {*HERE, *({host.lower(), socket.gethostname().lower()} if needs_token(host) else ())}
+        own = {host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+        self.names = {*HERE, *(own if needs_token(host) else ())}
         self.any_number = needs_token(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,6 +49,8 @@ class Guard:
             return await self.app(scope, receive, self._with_headers(scope, send))
         if scope["type"] == "websocket":
             await receive()
+            if reason == UNKNOWN:  # an old page can only be told why once it is let in
+                await send({"type": "websocket.accept"})
             return await send({"type": "websocket.close", "code": 1008, "reason": reason})
         return await PlainTextResponse(f"{reason}\n", 403, HEADERS)(scope, receive, send)
 
@@ -62,7 +64,7 @@ class Guard:
         if scope["path"] != "/" and headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return "only the server's own page may ask for that; open the address that it printed"
         if self.token and not self._has_token(scope, headers):
-            return "the token is missing or wrong; open the address that the server printed"
+            return UNKNOWN
         return ""
 
     def _known(self, host: str) -> bool:
@@ -79,10 +81,8 @@ class Guard:
 
     def _has_token(self, scope: Scope, headers: dict[str, str]) -> bool:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
-        try:
-            kept = SimpleCookie(headers.get("cookie", ""))[COOKIE].value
-        except (KeyError, CookieError):
-            kept = ""
+        pairs = (pair.strip().partition("=") for pair in headers.get("cookie", "").split(";"))
+        kept = next((value for name, _, value in pairs if name == _cookie(scope)), "")
         return any(secrets.compare_digest(text.encode(), self.token.encode()) for text in (given, kept))
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
@@ -92,9 +92,14 @@ class Guard:
             if message["type"] == "http.response.start":
                 more = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
                 if self.token and scope["path"] == "/":
-                    cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
+                    cookie = f"{_cookie(scope)}={self.token}; HttpOnly; SameSite=Strict; Path=/"
                     more.append((b"set-cookie", cookie.encode()))
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
 
         return sent
+
+
+def _cookie(scope: Scope) -> str:
+    """Name of the cookie with the token: servers at several ports of a machine have one each."""
+    return f"live_token_{(scope.get('server') or ('', 0))[1]}"

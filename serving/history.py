@@ -11,7 +11,7 @@ class Turn:
     """How a film goes on from a frame: label (a class or a prompt, or None), seed, steps per frame, guidance.
 
     told: what the person did, for the list on the page. begun: "new", "state" or "clip" at the beginning. given: kind
-    of what is given from here on.
+    of what is given from here on. opened: seed of the state that a film began with.
     """
 
     frame: int
@@ -22,6 +22,7 @@ class Turn:
     told: str = ""
     begun: str = ""
     given: str = ""
+    opened: int | None = None
 
 
 class History:
@@ -82,7 +83,7 @@ class History:
             return f"--seed {turn.seed} {self._label(turn, 'new')}", base, name
         state = f"{folder}/{name}.state.safetensors" if before else "STATE"
         relabelled = self._label(turn, "later") if before is None or turn.label != before.label else ""
-        if before and turn.seed != before.seed:
+        if turn.seed != (before.seed if before else turn.opened):
             base = f"{base}_seed_{turn.seed}"
             how = f"--fork {shlex.quote(state)} --seed {turn.seed} "
         else:

@@ -18,7 +18,8 @@ FULL = f"{VIEWERS} viewers are watching, the most there may be; try again when o
 KINDS = {"opening": 0, "fragment": 1, "sound": 2}  # first byte of a message; then 0, film (2 bytes), frame (4 bytes)
 UNTOLD = 24  # fragments of each film that a page may have got without saying so
 BACKLOG = 12  # fragments of each film that may wait for a viewer
-RECENT = 8  # fragments of each film for one who comes
+RECENT = 8  # fragments of each film, with their sounds, for one who comes
+ANSWERS = 256  # answers and reports that may wait for one who does not read
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Viewer:
             self._waiting = kept
         self._waiting.append(item)
         self._some.set()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it asks and does not read what it is answered."""
+        return sum(item.kind == "told" for item in self._waiting) > ANSWERS
 
     def got(self, count: int) -> None:
         """The page has this many fragments."""
@@ -113,11 +119,9 @@ class Hub:
             if piece.kind == "opening":
                 facts = {"type": "film", "film": piece.film, "first": piece.frame, "codecs": codecs(piece.data)}
                 items = self._openings[piece.film] = [Item("told", json.dumps(facts)), packed(piece)]
-                self._recent[piece.film] = deque(maxlen=RECENT)
             else:
                 items = [packed(piece)]
-                if piece.kind == "fragment":
-                    self._recent[piece.film].append(items[0])
+                self._recent.setdefault(piece.film, deque(maxlen=2 * RECENT)).append(items[0])
             for viewer in self.viewers:
                 viewer.films = len(self._openings)
                 for item in items:
@@ -126,8 +130,9 @@ class Hub:
     def _spread_event(self, event: dict) -> None:
         if event["type"] == "standing":
             running = {film["film"] for film in event["films"]}
-            for gone in set(self._openings) - running:
-                del self._openings[gone], self._recent[gone]
+            for gone in set(self._recent) - running:
+                del self._recent[gone]
+                self._openings.pop(gone, None)
         for viewer in self.viewers:
             viewer.push(Item("standing" if event["type"] == "standing" else "told", json.dumps(event)))
 
@@ -135,6 +140,7 @@ class Hub:
         """Let a viewer in, who gets what it needs to show the films at once; False where there are too many."""
         if len(self.viewers) == VIEWERS:
             return False
+        viewer.films = max(1, len(self._openings))
         for film, items in self._openings.items():
             for item in (*items, *self._recent[film]):
                 viewer.push(item)

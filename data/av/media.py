@@ -32,11 +32,12 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
-    """An open file, its errors as in `reading`."""
+def open_media(path: str | Path, formats: str | None = None) -> Iterator[av.container.InputContainer]:
+    """An open file, its errors as in `reading`; of some of FFmpeg's formats alone, or of any."""
     if not Path(path).is_file():
         raise MediaError(f"{path} does not exist or is not a file; check the path")
-    with reading(path), av.open(str(path), metadata_errors="replace") as container:  # titles may be in any encoding
+    how = {"options": {"format_whitelist": formats}} if formats else {}
+    with reading(path), av.open(str(path), metadata_errors="replace", **how) as container:  # titles of any encoding
         for stream in container.streams.video:
             if stream.codec_context:
                 stream.codec_context.thread_count = 1  # 2 threads cost half as much CPU again and are not faster

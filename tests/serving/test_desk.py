@@ -218,10 +218,11 @@ def test_what_was_seen_is_recorded_from_a_moment_on(tmp_path):
     here = desk()
     shown(here, 30)
     film = here.films[1]
-    record(film.since(12), tmp_path / "seen.mp4", film.spec)
-    assert probe(tmp_path / "seen.mp4").frames(10) == 18
-    with pytest.raises(ValueError, match="nothing of film 1 was shown since frame 30"):
-        film.since(30)
+    for first, end, count in ((12, 999, 18), (12, 20, 8)):
+        record(film.between(first, end), tmp_path / "seen.mp4", film.spec)
+        assert probe(tmp_path / "seen.mp4").frames(10) == count
+    with pytest.raises(ValueError, match="nothing of film 1 is kept of frames 30 to 999"):
+        film.between(30, 999)
 
 
 def test_memory_that_was_released_costs_the_film_nothing():
