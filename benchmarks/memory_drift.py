@@ -2,7 +2,7 @@
 
     python benchmarks/memory_drift.py                            # without, with, and with noise; seed 0
     python benchmarks/memory_drift.py --noises 0 --seeds 0 1 2
-    python benchmarks/memory_drift.py --table                    # what is there, in Markdown; trains nothing
+    python benchmarks/memory_drift.py --table --plot drift.png   # what is there; trains nothing
 
 A window sees real frames in training and its own in sampling; a memory shows it more of its own. Models with classes
 learn bouncing balls by train.py and roll on by sample_long.py, side by side. Each piece of a film is compared with its
@@ -73,6 +73,7 @@ def main(argv=None) -> None:
     p.add_argument("--work", type=Path, default=Path("runs/memory/drift"), help="where videos, models and films stay")
     p.add_argument("--out", type=Path, default=cli.ROOT / "benchmarks/results/memory_drift.json", help="JSON file")
     p.add_argument("--table", action="store_true", help="print what is in --out, and run nothing")
+    p.add_argument("--plot", type=Path, help="PNG file for the curves with their bands")
     args = p.parse_args(argv)
     if args.frames < 2 * PIECE:
         p.error(f"--frames {args.frames} has no second piece of {PIECE} frames; give at least {2 * PIECE}")
@@ -81,6 +82,9 @@ def main(argv=None) -> None:
     if not args.table:
         measure(record, args, cli.output_folder(args.work).resolve())
     print(markdown(record.figures))
+    if args.plot:
+        cli.output_folder(args.plot.parent)
+        plot(record.figures).savefig(args.plot)
 
 
 def measure(record: Record, args, work: Path) -> None:
@@ -220,6 +224,30 @@ def markdown(figures: dict[str, dict]) -> str:
                  for k, piece in enumerate(found["pieces"])]  # fmt: skip
         parts.append(f"{key.replace('/', ', seed ')}, {found['films']} films\n\n{table(HEAD, lines)}")
     return "\n".join(parts)
+
+
+def plot(figures: dict[str, dict]):
+    """A panel of each figure: a curve of each side and seed over the frames of a film, with its band."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(11, 5.4), dpi=100, layout="constrained")
+    panels = picture.subplots(2, 3).flat
+    for axes, of, title in zip(panels, OF, HEAD[1:]):
+        for key, found in figures.items():
+            seen = [(PIECE * (k + 0.5), *ends(piece[of])) for k, piece in enumerate(found["pieces"]) if piece[of]]
+            at, values, low, high = zip(*seen)
+            (line,) = axes.plot(at, values, label=key.replace("/", ", seed "), linewidth=1.2)
+            axes.fill_between(at, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+        axes.set_title(title, fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    picture.supxlabel("frame", fontsize="medium")
+    picture.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    return picture
+
+
+def ends(figure: dict) -> tuple[float, float, float]:
+    """A figure with the ends of its interval, or itself for them."""
+    return figure["value"], *(figure["interval"] or [figure["value"]] * 2)
 
 
 def cell(figure: dict | None) -> str:

@@ -83,7 +83,8 @@ def test_sides_are_trained_once_and_what_is_there_is_kept(monkeypatch, tmp_path,
     assert all(piece["colour"]["value"] == 1 for found in figures.values() for piece in found["pieces"])
     told, before = capsys.readouterr().out, len(calls)
     assert "with, noise 0.5, seed 0, 2 films" in told and "| 240 to 480 |" in told
-    drift.main([*how, "--memory", "1", "3", "--noises", "0", "0.5"])
+    drift.main([*how, "--memory", "1", "3", "--noises", "0", "0.5", "--plot", str(tmp_path / "curves.png")])
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert len(calls) == before == 1 + 2 * 3
     with pytest.raises(SystemExit):
         drift.main([*how[:-1], "479"])
