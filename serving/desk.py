@@ -353,14 +353,16 @@ class Desk:
             self.streams.join(str(film.number), film.state)
         self._settle()
 
-    def recover(self, error: Exception) -> str:
-        """After a failure of a step: the youngest film is closed, or begun anew if it is alone; what to say of it.
+    def recover(self, close: bool) -> None:
+        """After a failure of a step: films go on after their last frames shown, with what they follow.
 
-        The others go on after their last frames shown, with what they follow.
+        Args:
+            close: the youngest film, or begin it anew if it is alone.
         """
-        number, film = self.films.popitem()
-        with suppress(ValueError, OSError, MediaError):
-            film.close()
+        if close:
+            number, film = self.films.popitem()
+            with suppress(ValueError, OSError, MediaError):
+                film.close()
         states = {str(other.number): other.state for other in self.films.values()}
         self.streams = self._no_streams()
         self._made.clear()
@@ -373,5 +375,3 @@ class Desk:
             )
             self._take_in(self._new(turn), turn)
         self._settle()
-        reason = " ".join(word for word in str(error).split() if "/" not in word)  # no path of ours
-        return f"film {number} was closed, for it could not go on ({reason[:200]})"

@@ -144,14 +144,18 @@ class Engine(threading.Thread):
         self._refuse_the_rest()
 
     def _failed(self, error: Exception) -> None:
-        """Go on without the film that failed; pause where no frame comes any more."""
+        """Try once more, then without the youngest film; pause where still no frame comes."""
         self._failures += 1
-        text = "the model failed"
+        reason = " ".join(word for word in str(error).split() if "/" not in word)[:200]  # no path of ours
+        text = ""
+        if self._failures == FAILURES - 1:
+            text = f"film {max(self.desk.films)} was closed, for it could not go on ({reason})"
+        elif self._failures >= FAILURES:
+            self._paused, text = True, f"the model is paused, for it failed {self._failures} times ({reason})"
         with suppress(Exception):
-            text = self.desk.recover(error)
-        if self._failures >= FAILURES:
-            self._paused, text = True, f"{text}; the model is paused, since it failed {self._failures} times"
-        self.tell({"type": "failed", "text": text})
+            self.desk.recover(close=self._failures == FAILURES - 1)
+        if text:
+            self.tell({"type": "failed", "text": text})
         with suppress(Exception):
             self.report()
 
