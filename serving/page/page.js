@@ -151,8 +151,11 @@ class Player {
         image.data.set(shade(data[column * (bins + 1) + 1 + bin]), 4 * ((bins - 1 - bin) * wide + column));
     }
     this.brush.putImageData(image, x, 0);
-    this.edge = (frame + 1) / live.model.fps;
+    if (x + wide > this.columns) this.brush.putImageData(image, x - this.columns, 0);  // the rest begins anew at the left
+    this.made(frame);
   }
+
+  made(frame) { this.edge = Math.max(this.edge, (frame + 1) / live.model.fps); }  // the newest frame that is known of
 
   get right() {             // s at the right end of the axis
     return live.following ? this.edge : Math.min(this.edge, this.video.currentTime + VIEW / 2);
@@ -202,7 +205,7 @@ class Player {
 
   goTo(event) {
     const box = this.canvas.getBoundingClientRect();
-    goTo(this.right - VIEW + ((event.clientX - box.left) / box.width) * VIEW);
+    goBack(this.edge - this.right + VIEW * (1 - (event.clientX - box.left) / box.width));
   }
 
   close() {
@@ -246,7 +249,8 @@ function connect() {
     for (const player of live.players.values()) player.close();
     live.players.clear();
     live.standing = null;
-    status(live.full || (code === 1008 ? "not let in" : "connection lost, trying again"), "late");
+    if (code === 1008) return status("not let in: open the address that was printed", "late");
+    status(live.full || "connection lost, trying again", "late");
     setTimeout(connect, live.full ? 5000 : live.wait);
     live.wait = Math.min(3000, live.wait * 1.6);
   };
@@ -262,6 +266,7 @@ function came(data) {
   if (!player) return;
   if (kind === SOUND) player.hear(frame, payload);
   else player.take(payload);
+  if (kind === FRAGMENT) player.made(frame);  // at the latest when there is something to play
 }
 
 function told(event) {
@@ -306,7 +311,9 @@ function showModel() {
   $("model").textContent = name;
   $("prompting").hidden = !texts;
   $("classes").hidden = !classes.length;
-  $("classes").classList.toggle("many", classes.length > 4);
+  const widest = Math.max(0, ...classes.map((label) => label.length));
+  $("classes").classList.toggle("many", classes.length > 4 || widest * classes.length > 30);
+  $("classes").style.setProperty("--widest", `${Math.min(widest, 12)}ch`);  // longer ones go on in a second line
   $("classes").replaceChildren(...classes.map((label, i) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: label });
     button.dataset.label = label;
@@ -328,7 +335,12 @@ function showStanding() {
   meters();
 }
 
-const fill = (input, value) => { if (document.activeElement !== input && input.value !== String(value)) input.value = value; };
+function fill(input, value) {
+  if (document.activeElement === input || input.value === String(value)) return;
+  input.value = value;
+  input.removeAttribute("aria-invalid");
+}
+
 const chosenFacts = () => live.standing?.films.find((film) => film.film === live.chosen);
 
 function showFilms() {
@@ -347,7 +359,9 @@ function showFilms() {
   if (!facts) return;
   for (const button of $("classes").children) button.setAttribute("aria-pressed", button.dataset.label === facts.label);
   fill($("seed"), facts.seed);
-  if (live.model.texts && document.activeElement !== $("prompt")) fill($("prompt"), facts.label ?? "");
+  const prompted = JSON.stringify([facts.film, facts.label]);
+  if (live.model.texts && live.prompted !== prompted) fill($("prompt"), facts.label ?? "");  // else what is typed stays
+  live.prompted = prompted;
   const kind = facts.given?.kind ?? "joint";
   for (const mode of ["joint", "sound", "picture"]) $(`mode-${mode}`).setAttribute("aria-pressed", mode === kind);
   $("given").textContent = facts.given
@@ -419,13 +433,18 @@ function goLive() {
   if (!live.playing) play(true);
 }
 
-function goTo(seconds) {
-  live.following = seconds > (chosen()?.edge ?? 0) - target() - 0.3;
+function goBack(behind) {    // s behind the newest frame, since each film has a clock of its own
+  live.following = behind < target() + 0.3;
   if (live.following) return goLive();
   for (const player of live.players.values()) {
     const ranges = player.video.buffered;
-    if (ranges.length) player.video.currentTime = Math.max(ranges.start(0), Math.min(seconds, player.end - 0.1));
+    if (ranges.length) player.video.currentTime = Math.max(ranges.start(0), Math.min(player.edge - behind, player.end - 0.1));
   }
+}
+
+function step(by) {
+  const player = chosen();
+  if (player) goBack(player.edge - player.video.currentTime - by);
 }
 
 function fork() {
@@ -433,24 +452,47 @@ function fork() {
   ask({ do: "fork", film: live.chosen, ...at });
 }
 
-function download(address) {
-  const link = Object.assign(document.createElement("a"), { href: address, download: "" });
-  document.body.append(link);
+// What the server has at an address, and undefined where it refuses, which is told.
+async function fetched(address) {
+  try {
+    const answer = await fetch(address), name = /filename="([^"]+)"/.exec(answer.headers.get("content-disposition"))?.[1];
+    if (answer.ok) return { name, blob: await answer.blob() };
+    const text = await answer.text();
+    say(sentence(answer.headers.get("content-type")?.includes("json") ? JSON.parse(text).text : text.trim()));
+  } catch { say("The server does not answer; try again."); }
+}
+
+async function download(address) {
+  say("Making the file…");
+  const file = await fetched(address);
+  if (!file) return;
+  $("notice").hidden = true;
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(file.blob), download: file.name ?? "" });
   link.click();
-  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
 const snapshot = () => download(`films/${live.chosen}/state`);
 function record() {
-  const first = Math.max(0, Math.floor(((chosen()?.video.currentTime ?? 0) - Number($("back").value)) * live.model.fps));
-  download(`films/${live.chosen}/record?from=${first}`);
+  const { fps } = live.model, now = chosen()?.video.currentTime ?? 0;
+  const first = Math.max(0, Math.floor((now - Number($("back").value)) * fps));
+  download(`films/${live.chosen}/record?from=${first}${live.following ? "" : `&to=${Math.floor(now * fps) + 1}`}`);
+}
+
+async function copy(text, title) {
+  try { await navigator.clipboard.writeText(text); say("Copied."); } catch {  // as on plain http from another machine
+    $("copy-title").textContent = title;
+    Object.assign($("copy-text"), { value: text, rows: Math.min(10, 1 + Math.ceil(text.length / 40)) });
+    if (!$("copy").open) $("copy").showModal();
+    $("copy-text").select();
+  }
 }
 
 async function command() {
-  const text = await (await fetch(`films/${live.chosen}/commands`)).text();
-  live.command = text;
-  try { await navigator.clipboard.writeText(text); say("Copied: the commands that make this film again."); }
-  catch { say(text); }
+  const file = await fetched(`films/${live.chosen}/commands`);
+  if (!file) return;
+  live.command = await file.blob.text();
+  await copy(live.command, "The commands that make this film again");
 }
 
 const rest = () => ask({ do: live.standing?.paused || live.standing?.released ? "play" : "pause" });
@@ -470,12 +512,11 @@ function dropped(file) {
   if (/\.safetensors$/i.test(file.name)) return upload(file, "state");
   if (file.type.startsWith("audio/") || AUDIO.test(file.name)) return upload(file, "sound");
   $("choose-name").textContent = file.name;
-  $("choose").hidden = false;
-  $("choose").querySelector("button").focus();
-  $("choose").onclick = ({ target: { dataset } }) => {
-    if (dataset?.kind === undefined) return;
-    $("choose").hidden = true;
-    if (dataset.kind) upload(file, dataset.kind);
+  if (!$("choose").open) $("choose").showModal();
+  $("choose").onclick = ({ target: { dataset: { kind } } }) => {
+    if (kind === undefined) return;
+    $("choose").close();
+    if (kind) upload(file, kind);
   };
 }
 
@@ -491,21 +532,26 @@ function bind() {
   const clicks = {
     play: () => play(!live.playing), live: goLive, mute: () => { live.muted = !live.muted; showSound(); }, fork, snapshot, record,
     export: command, rest, release: () => ask({ do: "release" }), "seed-new": newSeed,
-    "seed-copy": () => navigator.clipboard?.writeText($("seed").value).then(() => say("Copied.")),
+    "seed-copy": () => copy($("seed").value, "The seed"), "copy-close": () => $("copy").close(),
     "mode-joint": () => ask({ do: "joint", film: live.chosen }),
     "mode-sound": () => pick("sound", "audio/*,video/*"), "mode-picture": () => pick("picture", "video/*"),
     open: () => pick("state", ".safetensors"), extend: () => pick("clip", "video/*"),
   };
   for (const [id, act] of Object.entries(clicks)) $(id).addEventListener("click", act);
   const number = (id, message) => $(id).addEventListener("change", () => {
-    if ($(id).checkValidity() && $(id).value) ask(message(Number($(id).value)), true);
-    else say(`${$(id).labels[0].textContent} goes from ${$(id).min} to ${$(id).max}.`);
+    const { value, labels, min, max, step } = $(id), fits = value !== "" && $(id).checkValidity();
+    $(id).setAttribute("aria-invalid", !fits);
+    if (fits) ask(message(Number(value)), true);
+    else say(`${labels[0].textContent} goes from ${min} to ${max}${step === "any" ? "" : ", whole"}.`);
   });
   number("steps", (to) => ({ do: "steps", to }));
   number("guidance", (to) => ({ do: "guidance", to }));
   number("seed", (to) => ({ do: "seed", film: live.chosen, to }));
   $("volume").addEventListener("input", () => { live.volume = Number($("volume").value); live.muted = false; showSound(); });
-  $("steer").addEventListener("submit", (event) => { event.preventDefault(); if ($("prompt").value.trim()) show($("prompt").value); });
+  $("steer").addEventListener("submit", (event) => {
+    event.preventDefault();  // Enter in a number is about that number
+    if ($("prompt").value.trim() && document.activeElement.type !== "number") show($("prompt").value);
+  });
   document.addEventListener("keydown", key);
   document.addEventListener("dragover", (event) => { event.preventDefault(); $("drop").hidden = false; });
   document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").hidden = true; });
@@ -517,18 +563,20 @@ function bind() {
 }
 
 function key(event) {
-  if (event.key === "Escape") { $("choose").hidden = true; $("notice").hidden = true; }
+  if (document.querySelector("dialog[open]")) return;
+  if (event.key === "Escape") $("notice").hidden = true;
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input, select")) return;
   if (event.key === " " && event.target.matches("button")) return;
   const louder = (by) => { live.volume = Math.max(0, Math.min(1, live.volume + by)); live.muted = false; showSound(); };
-  const step = (by) => goTo((chosen()?.video.currentTime ?? 0) + by);
   const keys = {
     " ": () => play(!live.playing), l: goLive, m: () => $("mute").click(), f: fork, s: snapshot, r: record, e: command, p: rest, n: newSeed,
     ArrowUp: () => louder(0.05), ArrowDown: () => louder(-0.05), ArrowLeft: () => step(-2), ArrowRight: () => step(2),
   };
   const digit = live.model?.classes[Number(event.key) - 1];
   const act = keys[event.key] ?? keys[event.key.toLowerCase()] ?? (/^[1-9]$/.test(event.key) && digit !== undefined ? () => show(digit) : null);
-  if (act) { event.preventDefault(); act(); }
+  if (!act) return;
+  event.preventDefault();
+  if (!event.repeat || event.key.startsWith("Arrow")) act();  // a key held down asks once
 }
 
 let drawn = 0;
