@@ -91,7 +91,8 @@ class Film:
     def follow(self, given: Given | None) -> None:
         """What is given from now on; the file of what was given before is done with, once its sound has faded out."""
         if self.given:
-            self._tail = self.given.tail(self.next)
+            tail = self.given.tail(self.next)
+            self._tail = self._tail if tail is None else tail  # of what was heard last
             self.given.done()
         self.given = given
 

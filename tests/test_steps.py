@@ -157,14 +157,23 @@ def test_steps_change_at_a_frame_boundary_as_in_a_roll_by_hand(exact, plan, solv
     torch.testing.assert_close(film(resumed).v, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("n", [2, 0.5, 0.25])
+def test_frames_that_enter_together_have_each_the_label_of_its_schedule(exact, n):
+    streams = Streams(exact, n, sound=False)
+    streams.join("", exact.new_stream(), labels=lambda frame: frame // 3 % 3)
+    stepped(streams, 3 * T)
+    assert streams.window.y[0].tolist() == [frame // 3 % 3 for frame in streams.window.frames[0].tolist()]
+
+
 def test_steps_do_not_change_in_mid_frame(exact):
     streams = Streams(exact, num_timesteps=2)
     streams.join("", exact.new_stream())
     stepped(streams, 2 * T + 3)
     with pytest.raises(ValueError, match=r"cannot change from 2 to 0\.5 in mid-frame"):
         streams.retime(0.5)
-    assert streams.n == 2
+    assert streams.n == 2 and not streams.between_frames
     stepped(streams, 1)
+    assert streams.between_frames
     with pytest.raises(ValueError, match=r"give 0\.5 or 0\.25, the nearest"):
         streams.retime(1 / 3)
     assert streams.n == 2

@@ -56,7 +56,7 @@ PRESETS = {
         options={
             "mp4": {
                 "movflags": "frag_keyframe+delay_moov+skip_trailer+default_base_moof",
-                "frag_duration": "90000",  # us; a frame of 10 fps need not wait for the next one, sound ends it
+                "frag_duration": "60000",  # us, less than a packet of sound: a frame of 10 fps waits for no other
                 "flush_packets": "1",
             }
         },

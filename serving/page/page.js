@@ -11,7 +11,7 @@ const AUDIO = /\.(wav|mp3|flac|m4a|aac|ogg|opus)$/i;
 
 const live = {
   players: new Map(), model: null, standing: null, chosen: 0, following: true, playing: true,
-  extra: 0, stalls: 0, clicks: [], asked: new Map(), number: 0, got: 0, socket: null, wait: 250, bytes: 0,
+  extra: 0.05, least: 0.05, stalls: 0, clicks: [], asked: new Map(), number: 0, got: 0, socket: null, wait: 250, bytes: 0,
   muted: false, volume: 0.8, stalled: 0,
 };
 window.live = live;          // for tests and the curious
@@ -116,6 +116,13 @@ class Player {
   waiting() {
     if (!live.playing || !this.begun || this.video.seeking || this.film !== live.chosen) return;
     this.since = performance.now();
+    setTimeout(() => this.nudge(), 120);
+  }
+
+  nudge() {                 // one that ran dry waits for a second of film and more, one that seeks for what it shows
+    if (!this.since || this.gone) return;
+    if (this.end - this.video.currentTime > 0.12) this.video.currentTime += 0.001;
+    else setTimeout(() => this.nudge(), 30);
   }
 
   goesOn() {
@@ -126,6 +133,7 @@ class Player {
     live.stalls += 1;
     live.stalled = Math.max(live.stalled, lasted);
     live.extra = Math.min(1, live.extra + 0.1);
+    live.least = Math.min(0.3, live.least + 0.03);
     live.calm = performance.now();
   }
 
@@ -249,6 +257,7 @@ function connect() {
     for (const player of live.players.values()) player.close();
     live.players.clear();
     live.standing = null;
+    live.following = true;  // who comes again has nothing to go back to
     if (code === 1008) return status("not let in: open the address that was printed", "late");
     status(live.full || "connection lost, trying again", "late");
     setTimeout(connect, live.full ? 5000 : live.wait);
@@ -594,7 +603,7 @@ connect();
 requestAnimationFrame(draw);
 setInterval(() => {
   for (const player of live.players.values()) player.follow();
-  if (performance.now() - (live.calm ?? 0) > 20000) live.extra = Math.max(0, live.extra - 0.002);
+  if (performance.now() - (live.calm ?? 0) > 20000) live.extra = Math.max(live.least, live.extra - 0.002);
   const player = chosen();
   if (player && !live.playing && live.standing && !live.standing.resting && player.edge - player.video.currentTime > target() + 1.5) live.following = false;
   $("live").dataset.behind = !live.following;
