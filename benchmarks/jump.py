@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 from benchmarks.events import RATE, look
-from benchmarks.layout import table
+from benchmarks.layout import cell, table
 
 WINDOWS = 3  # windows of T frames that are judged: the first one is that of pre-rolling
 REAL = 192  # real films that are judged alike
@@ -60,15 +60,15 @@ def judged(seeds: Sequence[list[tuple]], T: int) -> dict:
     """
     import numpy as np
 
-    from benchmarks.memory_drift import mean, threshold
+    from benchmarks.memory_drift import mean, pieces, threshold
     from metrics.sync import bootstrap_f1, f1
 
     loud = threshold()
-    seen = [[windows(*film, T, loud) for film in films] for films in seeds]
+    seen = [[pieces(frames.numpy(), wave.numpy(), None, loud, T) for frames, wave in films] for films in seeds]
     films = [film for some in seen for film in some]
     found = {"films": len(films)}
-    for of in ("change", "motion"):
-        values = [np.array([[window[of] for window in film] for film in some], dtype=float) for some in seen]
+    for of, key in (("change", "change"), ("motion", "flight")):
+        values = [np.array([[window[key] for window in film] for film in some], dtype=float) for some in seen]
         steps = [(x[:, 1] - x[:, 0])[np.isfinite(x[:, 1] - x[:, 0])] for x in values]
         by_window = np.concatenate(values).T
         found[of] = {"windows": [mean(x[np.isfinite(x)]) for x in by_window], "step": mean(np.concatenate(steps)),
@@ -77,26 +77,6 @@ def judged(seeds: Sequence[list[tuple]], T: int) -> dict:
     by_seed = [[f1([film[k]["counts"] for film in some]) for k in range(2)] for some in seen]
     found["f1"] = {"windows": [{"value": f1(x), "interval": bootstrap_f1(x)} for x in counts],
                    "by_seed": [after - before for before, after in by_seed]}  # fmt: skip
-    return found
-
-
-def windows(frames, wave, T: int, threshold: float) -> list[dict]:
-    """What is judged of each window of a film. threshold: loudness of a ping."""
-    import numpy as np
-
-    from benchmarks.memory_drift import cells
-    from data.synthetic import FPS, GRAVITY, ball_height, detect_bounces, detect_pings
-    from metrics.motion import flight_errors
-    from metrics.sync import event_counts
-
-    frames, wave = frames.numpy(), wave.numpy()
-    bounces, pings = detect_bounces(frames), detect_pings(wave, RATE, FPS, threshold)
-    change, height = np.linalg.norm(np.diff(cells(frames), axis=0), axis=1), ball_height(frames)
-    found = []
-    for first in range(0, WINDOWS * T, T):
-        flight = flight_errors(height[first : first + T], GRAVITY)
-        found.append({"change": float(change[first : first + T - 1].mean()), "counts": event_counts(bounces - first,
-                      pings - first, T), "motion": float(flight.mean()) if len(flight) else None})  # fmt: skip
     return found
 
 
@@ -109,14 +89,6 @@ def lines(name: str, found: dict) -> list[list[str]]:
         seeds = ", ".join(f"{value:+.2f}" for value in x["by_seed"]) if len(x["by_seed"]) > 1 else ""
         rows.append([f"{name}, {found['films']}", NAMES[of], *map(cell, x["windows"]), step, seeds])
     return rows
-
-
-def cell(figure: dict | None) -> str:
-    """A figure and its interval."""
-    if not figure:
-        return ""
-    ends = " ({:.2f} to {:.2f})".format(*figure["interval"]) if figure["interval"] else ""
-    return f"{figure['value']:.2f}{ends}"
 
 
 if __name__ == "__main__":

@@ -36,3 +36,11 @@ def synchrony(found: Sequence[dict]) -> list[str]:
         over_seeds(found, lambda x: x["f1"], lambda x: x["interval"]),
         over_seeds(found, lambda x: x["shuffled"]),
     ]
+
+
+def cell(figure: dict | None) -> str:
+    """A figure and its interval."""
+    if not figure:
+        return ""
+    ends = " ({:.2f} to {:.2f})".format(*figure["interval"]) if figure["interval"] else ""
+    return f"{figure['value']:.2f}{ends}"

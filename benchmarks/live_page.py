@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 from benchmarks.chromium import COLOUR, FOUND, chromium
+from benchmarks.timing import resident_gib
 
 METHOD = (
     "live.py and a page in Chromium without a window, both on this machine. memory: resident GiB of the server, and of "
@@ -129,12 +130,6 @@ def watch(page, server: int, seconds: float, every: int) -> dict:
         **{of: quantiles(end.pop(of)) for of in ("clicks", "colours")}, **end,
         "every_minute": rows[::60],
     }  # fmt: skip
-
-
-def resident_gib(process: int) -> float:
-    """Memory of a process now, GiB."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    return int(fields["VmRSS"].split()[0]) / 2**20
 
 
 def memory(values: list[float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
 from benchmarks import curtain
-from benchmarks.layout import table
+from benchmarks.layout import cell, table
 from benchmarks.rows import Record, train_on
 from data.synthetic import BallClip
 
@@ -171,11 +171,6 @@ def line(name: str, x: dict) -> list[str]:
     chance = error and {"value": error["chance"], "interval": error["chance_interval"]}
     shares = [text for of in ("colour", "f1") for text in (cell(x[of]), f"{x[of]['chance']:.2f}")]
     return [name, str(x["clips"]), *shares, cell(error), cell(chance)]
-
-
-def cell(figure: dict | None) -> str:
-    """A figure and its interval."""
-    return "{:.2f} ({:.2f} to {:.2f})".format(figure["value"], *figure["interval"]) if figure else ""
 
 
 if __name__ == "__main__":

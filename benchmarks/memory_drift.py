@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import cli
-from benchmarks.layout import table
+from benchmarks.layout import cell, table
 from benchmarks.rows import Record, train_on
 
 if TYPE_CHECKING:
@@ -142,11 +142,12 @@ def threshold() -> float:
     return calibrate(sound(draw_clip(0, TEST_START + i), FRAMES, RATE) for i in range(REAL))
 
 
-def pieces(frames: NDArray, wave: NDArray, label: int, threshold: float) -> list[dict]:
+def pieces(frames: NDArray, wave: NDArray, label: int | None, threshold: float, length: int = PIECE) -> list[dict]:
     """What is judged of each piece of a film; a last one that is shorter is left out.
 
     Args:
-        frames: uint8 (T,64,64,3). wave: (N,). label: class of its ball.
+        frames: uint8 (T,64,64,3). wave: (N,). label: class of its ball; None where its colour is not asked for.
+        length: frames of a piece.
     """
     import numpy as np
 
@@ -156,15 +157,16 @@ def pieces(frames: NDArray, wave: NDArray, label: int, threshold: float) -> list
 
     bounces, pings = detect_bounces(frames), detect_pings(wave, RATE, FPS, threshold)
     found, signs = [], cells(frames)
-    for first in range(0, len(frames) - PIECE + 1, PIECE):
-        now = slice(first, first + PIECE)
-        heard = wave[first * RATE // FPS : (first + PIECE) * RATE // FPS]
+    for first in range(0, len(frames) - length + 1, length):
+        now = slice(first, first + length)
+        heard = wave[first * RATE // FPS : (first + length) * RATE // FPS]
         flight = flight_errors(ball_height(frames[now]), GRAVITY)
         found.append({
             "mean": signs[now].mean(0), "spread": signs[now].std(0), "rms": float(np.sqrt(np.square(heard).mean())),
-            "counts": event_counts(bounces - first, pings - first, PIECE),
+            "counts": event_counts(bounces - first, pings - first, length),
             "flight": float(flight.mean()) if len(flight) else None,
-            "colour": float((ball_class(frames[now]) == label).mean()),
+            "colour": None if label is None else float((ball_class(frames[now]) == label).mean()),
+            "change": float(np.linalg.norm(np.diff(signs[now], axis=0), axis=1).mean()),
         })  # fmt: skip
     return found
 
@@ -248,14 +250,6 @@ def plot(figures: dict[str, dict]):
 def ends(figure: dict) -> tuple[float, float, float]:
     """A figure with the ends of its interval, or itself for them."""
     return figure["value"], *(figure["interval"] or [figure["value"]] * 2)
-
-
-def cell(figure: dict | None) -> str:
-    """A figure and its interval."""
-    if not figure:
-        return ""
-    ends = " ({:.2f} to {:.2f})".format(*figure["interval"]) if figure["interval"] else ""
-    return f"{figure['value']:.2f}{ends}"
 
 
 if __name__ == "__main__":

@@ -139,9 +139,9 @@ def gpu_peaks(sides: dict[str, Callable], device) -> dict[str, float]:
     return {"gpu_peak_gib": peaks} if peaks else {}
 
 
-def resident_gib() -> float:
-    """Memory of the process now, GiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def resident_gib(process: int | str = "self") -> float:
+    """Memory of this process now, or of another by its number, GiB."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**30
 
 
