@@ -14,7 +14,7 @@ from pipeline.film import RealClip
 from pipeline.spec import AVSpec
 from pipeline.streams import Chunk
 from serving.fragments import Fragments
-from serving.given import Given
+from serving.given import Given, faded
 from serving.history import History
 
 KEPT = 120  # s that can be recorded and gone back to
@@ -151,12 +151,6 @@ class Film:
         self.follow(None)
         self.leave_clip()
         self.fragments.close()
-
-
-def faded(tail: Tensor, wave: Tensor) -> Tensor:
-    """A wave (N,) into which the sound passes that went on as `tail`, which is shorter."""
-    share = torch.arange(len(tail), 0, -1) / len(tail)
-    return torch.cat([share * tail + (1 - share) * wave[: len(tail)], wave[len(tail) :]])
 
 
 def _nothing() -> None:

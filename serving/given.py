@@ -84,12 +84,11 @@ class Given:
 
     def _faded(self, frame: int, made: Tensor, given: Tensor) -> Tensor:
         """The sound of a frame: at the first and the last one it passes from one to the other within 20 ms."""
-        share = torch.ones(len(made))
         if frame == self.start:
-            share[: self._fade] = torch.arange(self._fade) / self._fade
+            given = faded(made[: self._fade], given)
         if frame == self.end - 1:
-            share[-self._fade :] = torch.arange(self._fade, 0, -1) / self._fade
-        return share * given + (1 - share) * made
+            given = torch.cat([given[: -self._fade], faded(given[-self._fade :], made[-self._fade :])])
+        return given
 
     def _frame(self, number: int) -> Tensor:
         """The track of a frame of the file, which is read once, forward."""
@@ -104,3 +103,9 @@ class Given:
         if self.kind == "picture":
             return (to_uint8(picture).movedim(0, -1) for picture in self._source.track())
         return islice(self._source.track(), self.frames)
+
+
+def faded(tail: Tensor, wave: Tensor) -> Tensor:
+    """A wave (N,) into which the sound passes that went on as `tail`, which is no longer."""
+    share = torch.arange(len(tail), 0, -1) / len(tail)
+    return torch.cat([share * tail + (1 - share) * wave[: len(tail)], wave[len(tail) :]])
