@@ -16,9 +16,9 @@ from serving.fragments import codecs
 VIEWERS = 8
 FULL = f"{VIEWERS} viewers are watching, the most there may be; try again when one has left"
 KINDS = {"opening": 0, "fragment": 1, "sound": 2}  # first byte of a message; then 0, film (2 bytes), frame (4 bytes)
-UNTOLD = 36  # fragments of each film that a page may have got without saying so
-BACKLOG = 18  # fragments of each film that may wait for a viewer
-RECENT = 12  # fragments of each film, with their sounds, for one who comes
+UNTOLD = 48  # fragments of each film that a page may have got without saying so
+BACKLOG = 24  # fragments of each film that may wait for a viewer
+RECENT = 16  # fragments of each film, with their sounds, for one who comes
 ANSWERS = 256  # answers and reports that may wait for one who does not read
 
 

@@ -4,15 +4,19 @@ import json
 import random
 import re
 import shlex
+from io import BytesIO
+from itertools import pairwise
 
+import av
 import pytest
 import torch
 from safetensors.torch import load, load_file, save
 
 import sample_long
-from data.av import iter_frames, probe, read_audio
+from data.av import iter_frames, probe, read_audio, samples_before
 from pipeline import StreamState
 from serving.desk import Desk
+from serving.fragments import Fragments
 from serving.given import Given
 from serving.messages import ASKED, checked
 from tests.given import WINDOW, samples_of, tiny, write_sound, write_video
@@ -46,7 +50,7 @@ def test_what_is_sent_is_the_film_that_was_made_with_picture_and_sound_in_step(t
     assert abs(max(range(101), key=lags.__getitem__) - 50) <= 16  # samples: 1 ms
 
 
-def test_every_fragment_begins_with_a_keyframe_and_a_base_that_browsers_take():
+def test_every_fragment_has_a_base_that_browsers_take():
     pieces = [p for p in shown(desk(), 12) if p.kind == "fragment"]
     assert len(pieces) >= 9
     for piece in pieces:
@@ -54,6 +58,22 @@ def test_every_fragment_begins_with_a_keyframe_and_a_base_that_browsers_take():
         for found in re.finditer(rb"tfhd\x00(...)", piece.data, re.S):
             flags = int.from_bytes(found[1], "big")
             assert flags & 0x020000 and not flags & 0x1  # default-base-is-moof, no base-data-offset
+
+
+@pytest.mark.parametrize("fps, rate", [(10, 40), (16, 48), (25, 50), (40, 40), (60, 60)])
+def test_pictures_are_repeated_until_none_may_drift_far_and_a_viewer_joins_within_a_tenth_of_a_second(fps, rate):
+    frames = torch.arange(32, dtype=torch.uint8).mul(8)[:, None, None, None].expand(-1, 64, 64, 3)
+    film = Fragments(64, fps, 16000)
+    sent = film.add(frames, torch.zeros(samples_before(32, fps, 16000))) + film.close()
+    with av.open(BytesIO(film.opening + b"".join(sent))) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        shown = [frame for packet in packets for frame in packet.decode()]
+    times = [float(packet.pts * packet.time_base) for packet in packets]
+    assert times == pytest.approx([k / rate for k in range(len(times))], abs=1e-3)
+    keys = [time for time, packet in zip(times, packets, strict=True) if packet.is_keyframe]
+    assert max(b - a for a, b in pairwise(keys)) <= 0.1 + 1e-3
+    grey = torch.tensor([frame.to_ndarray(format="rgb24").mean() for frame in shown])
+    assert (grey - frames[:, 0, 0, 0].repeat_interleave(rate // fps)).abs().max() <= 2
 
 
 @pytest.mark.parametrize("steps, window, at_once", [(0.5, 4, 2), (0.25, 4, 4), (1 / 3, 6, 3), (0.2, 5, 5)])

@@ -48,7 +48,7 @@ def fragment(event):
 
 def test_one_who_comes_gets_the_opening_and_the_newest_fragments_at_once(server):
     with server.connect() as first:
-        until(first, lambda e: fragment(e) and e[2] > 12)
+        until(first, lambda e: fragment(e) and e[2] > 14)
         with server.connect() as websocket:
             until(websocket, of_type("model"))
             assert until(websocket, of_type("film"))["codecs"].startswith('video/mp4; codecs="avc1.')
