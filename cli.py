@@ -98,8 +98,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--text-source", help="local directory or hub id of the text encoder, if not the stored one")
     group.add_argument("--vocoder", choices=["hifigan", "griffin-lim"], help="griffin-lim does without trained weights")
     group.add_argument("--device", help="cpu, cuda, cuda:1, mps; the best there is if not given")
-    group.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "float64"], default="float32",
-                       help="of the model; the state of a stream is float32 at least")  # fmt: skip
+    group.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16", "float64"], default="auto",
+                       help="of the model; auto: that of a film that goes on, else bfloat16 for a large model where "
+                       "the device computes it natively, else float32. The state of a stream is float32 at "
+                       "least")  # fmt: skip
     speed, either = parser.add_argument_group("speed"), argparse.BooleanOptionalAction
     speed.add_argument("--skip", action=either, default=True, help="leave out frames that cannot matter")
     speed.add_argument("--tables", action=either, default=True, help="compute what depends on time and class once")
@@ -134,24 +136,29 @@ def _source(text: str) -> str:
     return str(Path(text).resolve()) if Path(text).is_dir() else text
 
 
-def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: bool = True):
-    """The pipeline that `add_checkpoint_arguments` describes; the steps of sampling go into `args` if not given.
+def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: bool = True, state: Path | None = None):
+    """The pipeline that `add_checkpoint_arguments` describes; type and steps go into `args` if not given.
 
     Args:
         channels: how sound that is given becomes mono, if not as in training. whole: whether clips will do.
+        state: file of a stream that goes on, in the type that it was made in if none is given.
     Raises:
         ValueError, OSError: the device or the checkpoint cannot be used.
     """
     import torch
 
-    from pipeline import AVPipeline
+    from pipeline import AVPipeline, StreamState
+    from pipeline.dtypes import name_of
 
+    if state and args.dtype == "auto":
+        args.dtype = StreamState.load(state)[1].get("dtype", "float32")  # what states of before were made in
     device = args.device or ("cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu")
     check_device(device)
-    dtype = getattr(torch, args.dtype)
+    dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     facts = (args.audio_scale, args.codec_source, args.vocoder, args.text_source, args.adapter, channels,
              args.sound_source)  # fmt: skip
     pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype, *facts, skip=args.skip, tables=args.tables)
+    args.dtype = name_of(pipe.dtype)
     if not pipe.model.rolls and not whole:
         raise ValueError(f"{args.model_ckpt} is a model of {pipe.model.system}, which makes whole clips and no "
                          "streams; use sample.py, or a model that rolls (r-flav)")  # fmt: skip
@@ -164,6 +171,14 @@ def load_pipeline(args: argparse.Namespace, channels: str | None = None, whole: 
     if args.compile:
         pipe.model.compile_blocks()
     return pipe
+
+
+def check_goes_on(args: argparse.Namespace, pipe, path: Path, facts: dict) -> None:
+    """Raise a ValueError if the state in a file, with its facts, is not of this checkpoint in this type."""
+    if (made := facts.get("dtype", args.dtype)) != args.dtype:
+        raise ValueError(f"{path} was made in {made}, and --dtype is {args.dtype}; leave --dtype out, or give {made}")
+    if facts.get("checksum") != pipe.checksum:
+        raise ValueError(f"{path} was saved with another checkpoint than {args.model_ckpt}; give the one it belongs to")
 
 
 def join_processes(args) -> "PartialState":
@@ -232,6 +247,11 @@ def settle_guidance(args: argparse.Namespace, pipe, before: float | None = None)
         return f"cfg scale {args.cfg_scale:g}: frames follow their {what}, at two rows of the model each\n"
     remedy = "; give --cfg-scale 2" if pipe.model.has_null_label else ", and this model has no null label to guide from"
     return f"cfg scale 1, no guidance: frames may ignore their {what}{remedy}\n" if pipe.model.conditional else ""
+
+
+def told_of_type(args: argparse.Namespace) -> str:
+    """What there is to say of the type of numbers, once it is known."""
+    return f"computes in {args.dtype}\n"
 
 
 def told_of_both(pipe) -> str:

@@ -94,7 +94,7 @@ def sample(args: argparse.Namespace, given: str) -> None:
     y = [None] * len(files) if chosen else folder_labels(files, path, names)
     files, y = choose_inputs(files, y, path, args.num_videos or len(files), args.seed)
     y = cli.conditions(args, pipe, len(files)) if chosen else y
-    sys.stderr.write(cli.settle_guidance(args, pipe))
+    sys.stderr.write(cli.told_of_type(args) + cli.settle_guidance(args, pipe))
     with logging_redirect_tqdm():
         examining = partial(tqdm, unit="file", desc="examining")
         jobs, problems = examine(pipe, files, y, given, args.video_length, examining, least=clip)

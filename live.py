@@ -64,7 +64,7 @@ def main(argv=None):
     from serving.messages import LONGEST
     from serving.uploads import Uploads
 
-    pipe = cli.load_pipeline(args, whole=False)
+    pipe = cli.load_pipeline(args, whole=False, state=next(iter(args.resume or ()), None))
     open_desk = desk_opener(args, pipe)
     uploads = Uploads()
     hub = Hub(lambda watching, playing: engine.watched(watching, playing))
@@ -114,7 +114,7 @@ def desk_opener(args, pipe: AVPipeline):
 
     states = tuple(loaded(path, pipe, args) for path in args.resume or ())
     label = first_label(args, pipe)
-    sys.stderr.write(cli.settle_guidance(args, pipe) + cli.told_of_both(pipe))
+    sys.stderr.write(cli.told_of_type(args) + cli.settle_guidance(args, pipe) + cli.told_of_both(pipe))
     args.solver = args.solver or (states[0].solver if states else "euler")
     how = Settings(args.num_timesteps, args.cfg_scale, args.negative_prompt or "", label, args.seed, args.solver,
                    args.overlap)  # fmt: skip
@@ -139,8 +139,7 @@ def loaded(path: Path, pipe: AVPipeline, args):
     from pipeline import StreamState
 
     state, facts = StreamState.load(path)
-    if facts.get("checksum") != pipe.checksum:
-        raise ValueError(f"{path} was saved with another checkpoint than {args.model_ckpt}; give the one it belongs to")
+    cli.check_goes_on(args, pipe, path, facts)
     if args.cfg_scale is None:
         args.cfg_scale = facts.get("cfg_scale")
     if args.negative_prompt is None:
@@ -172,7 +171,7 @@ def facts(args, pipe: AVPipeline) -> dict:
 def checkpoint(args) -> str:
     """The checkpoint and what belongs to it, as commands name it."""
     given = [(name, getattr(args, name)) for name in AS_GIVEN if getattr(args, name) is not None]
-    given += [("dtype", args.dtype)] * (args.dtype != "float32")
+    given.append(("dtype", args.dtype))
     given += [("negative_prompt", args.negative_prompt)] * bool(args.negative_prompt)
     more = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given]
     return " ".join([shlex.quote(str(args.model_ckpt)), *more])

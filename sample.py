@@ -67,7 +67,7 @@ def main(argv=None):
         raise ValueError(f"--image-size is for models of whole clips, and {args.model_ckpt} makes pictures of "
                          f"{pipe.spec.image_size} px only; leave it out")  # fmt: skip
     wishes = wished(args, pipe, lines)
-    told = cli.settle_guidance(args, pipe) + cli.told_of_both(pipe)
+    told = cli.told_of_type(args) + cli.settle_guidance(args, pipe) + cli.told_of_both(pipe)
     sys.stderr.write(told if processes.is_main_process else "")
     todo = missing_batches(args)
     processes.wait_for_everyone()  # so that all see the same folder before the first file is written

@@ -80,10 +80,11 @@ def main(argv=None):
 
     from pipeline import Streams
 
-    pipe = cli.load_pipeline(args, channels=args.channels, whole=False)
+    pipe = cli.load_pipeline(args, args.channels, whole=False, state=args.resume or args.fork)
     schedule = class_schedule(args.class_schedule, pipe.spec.class_names) or prompt_schedule(args.prompt_schedule, pipe)
     begins = beginnings(args, pipe, schedule)
-    sys.stderr.write(cli.settle_guidance(args, pipe, begins[0].cfg_scale) + cli.told_of_both(pipe))
+    guidance = cli.settle_guidance(args, pipe, begins[0].cfg_scale)
+    sys.stderr.write(cli.told_of_type(args) + guidance + cli.told_of_both(pipe))
     if args.negative_prompt is None:
         args.negative_prompt = begins[0].negative
     args.solver = args.solver or begins[0].state.solver
@@ -190,8 +191,7 @@ def continued(args, pipe: AVPipeline) -> Beginning:
 
     path = args.resume or args.fork
     state, facts = StreamState.load(path)
-    if facts.get("checksum") != pipe.checksum:
-        raise ValueError(f"{path} was saved with another checkpoint than {args.model_ckpt}; give the one it belongs to")
+    cli.check_goes_on(args, pipe, path, facts)
     base = facts["base"]
     if args.fork:
         state, base = state.forked(args.seed), f"{base}_seed_{args.seed}"
@@ -263,7 +263,7 @@ def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> No
     """Write the state of each film, from which it goes on after its last written frame."""
     for name, (begun, film) in films.items():
         if film.state.frame >= film.real_until:  # before that a new run is the way to go on
-            facts = dict(base=begun.base, checksum=pipe.checksum, cfg_scale=args.cfg_scale)
+            facts = dict(base=begun.base, checksum=pipe.checksum, cfg_scale=args.cfg_scale, dtype=args.dtype)
             facts |= {"negative": args.negative_prompt} if args.negative_prompt else {}
             film.state.save(args.results_dir / f"{name}.state.safetensors", **facts)
 

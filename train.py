@@ -103,7 +103,11 @@ def parse(argv=None) -> argparse.Namespace:
     optim.add_argument("--clip-grad-norm", type=float, default=1.0, help="largest gradient norm")
     optim.add_argument("--ema-decay", type=float, default=0.9999, help="largest decay of the averaged weights")
     optim.add_argument(
-        "--mixed-precision", choices=["no", "bf16", "fp16"], help="of accelerate; its own setting if not given"
+        "--mixed-precision",
+        choices=["auto", "no", "bf16", "fp16"],
+        help="of accelerate, whose own setting it is if "
+        "not given; auto: that of the run which goes on, else bf16 for a large model where the device computes it "
+        "natively, else no",
     )
     optim.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="of the weights")
     optim.add_argument("--seed", type=cli.whole, default=0, help="of data order, noise and initial weights")
@@ -188,7 +192,7 @@ def train(args) -> None:
     from training.encode import encode_batch
     from training.hub import check_login, push
     from training.learner import learning_rate
-    from training.opening import check_names, open_run, open_texts, run_costs
+    from training.opening import check_names, open_run, open_texts, run_costs, settle_precision
     from training.report import complaint, dry_report
     from training.sharding import check_sharding
     from training.storage import Journal, resume
@@ -198,9 +202,10 @@ def train(args) -> None:
     for speaker in (log, logging.getLogger("training")):
         speaker.setLevel(logging.INFO)
     config = ProjectConfiguration(str(args.experiment_dir), logging_dir=str(args.experiment_dir / "tensorboard"))
+    kind = check_names(args)
+    settle_precision(args, kind)
     accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=args.tracker, project_config=config)
     device, dtype = accelerator.device, getattr(torch, args.dtype)
-    kind = check_names(args)
     check_sharding(accelerator)
     if args.push_to_hub and accelerator.is_main_process:
         check_login(args.push_to_hub)
@@ -334,8 +339,9 @@ def announce(args, accelerator, dataset, codec, model, steps: range) -> None:
     ranks, size = accelerator.num_processes, sum(p.numel() for p in model.parameters())
     cli.write_run(args.experiment_dir, args, spec=asdict(codec.spec), processes=ranks, parameters=size,
                   skipped=dataset.skipped)  # fmt: skip
-    log.info("%s; %.1f million parameters, steps %s to %s, %s process%s on %s", dataset.summary(), size / 1e6,
-             steps.start, steps.stop, ranks, "es" * (ranks > 1), accelerator.device)  # fmt: skip
+    log.info("%s; %.1f million parameters, steps %s to %s, %s process%s on %s, mixed precision %s", dataset.summary(),
+             size / 1e6, steps.start, steps.stop, ranks, "es" * (ranks > 1), accelerator.device,
+             accelerator.mixed_precision)  # fmt: skip
 
 
 def keep(

@@ -22,6 +22,7 @@ from models.text import TextEncoder, load_text_encoder
 from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
 from pipeline.clips import ClipPipeline, Clips
+from pipeline.dtypes import natural_dtype
 from pipeline.linked import LinkedPipeline
 from pipeline.overlap import steps_of
 from pipeline.prompts import Prompts, is_texts
@@ -74,7 +75,7 @@ class AVPipeline:
         cls,
         source: str | Path,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = torch.float32,
         audio_scale: float | None = None,
         codec_source: str | None = None,
         vocoder: str | None = None,
@@ -89,6 +90,7 @@ class AVPipeline:
         That of a model of whole clips becomes a ClipPipeline.
 
         Args:
+            dtype: None for the `natural_dtype` of model and device.
             audio_scale: of a released checkpoint, which does not store it; known for the two of the paper.
             codec_source: where the frame codec's weights are, if not where the checkpoint says.
             vocoder: "griffin-lim" to do without the trained vocoder of a checkpoint.
@@ -331,19 +333,20 @@ def pipeline_of(
     model: Pretrained,
     codec: AVCodec,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     **speed,
 ) -> AVPipeline | ClipPipeline:
     """The pipeline for a model that rolls, or one that makes whole clips.
 
     Args:
-        speed: as of AVPipeline.
+        dtype: None for the `natural_dtype` of model and device. speed: as of AVPipeline.
     Raises:
         ValueError: the codecs are of the other kind.
     """
     if model.rolls == bool(codec.spec.clip_frames):
         raise ValueError(f"a model of {model.system} does not fit pipeline.json, which says clip_frames "
                          f"{codec.spec.clip_frames}; one of the files belongs to another checkpoint")  # fmt: skip
+    dtype = dtype or natural_dtype(model, device)
     if model.rolls:
         return AVPipeline(model, codec, device, dtype, **speed)
     return (LinkedPipeline if model.links else ClipPipeline)(model, codec, device, dtype)

@@ -13,6 +13,7 @@ import torch
 from data.av import MediaError
 from diffusion.pace import pace
 from pipeline import AVPipeline, Streams, StreamState
+from pipeline.dtypes import name_of
 from pipeline.film import RealClip
 from pipeline.overlap import steps_of
 from pipeline.streams import Chunk
@@ -66,7 +67,7 @@ class Desk:
 
     def _open(self) -> None:
         self.pipe = self._load()
-        self.checksum = self.pipe.checksum
+        self.of_model = dict(checksum=self.pipe.checksum, dtype=name_of(self.pipe.dtype))
         self.streams = self._no_streams()
         self._made: deque[tuple[Streams, list[tuple[str, Chunk]]]] = deque()
         self._settle()
@@ -327,7 +328,7 @@ class Desk:
 
     def facts(self, film: Film) -> dict:
         """What is saved beside a state, as sample_long.py does."""
-        facts = dict(base=f"live_{film.number}", checksum=self.checksum, cfg_scale=self.settings.guidance)
+        facts = dict(base=f"live_{film.number}", cfg_scale=self.settings.guidance, **self.of_model)
         return facts | ({"negative": self.settings.negative} if self.settings.negative else {})
 
     def save(self, film: int, path: Path) -> None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from torch import nn
 
 from data.captions import Captions
@@ -26,6 +28,7 @@ from models.text import TEXT_ENCODERS, load_text_encoder
 from pipeline.avcodec import AVCodec
 from pipeline.avpipeline import AVPipeline
 from pipeline.clips import clip_shapes
+from pipeline.dtypes import natural_dtype
 from pipeline.spec import AVSpec, fetch_checkpoint
 from pipeline.whole import replaced_folder
 from training.draws import ClipDraws, Draws, HeldDraws
@@ -94,6 +97,19 @@ def check_names(args: Namespace) -> type[Pretrained]:
         raise ValueError(f"--cuts is of frames that have texts of their own, and {args.model} has one for a clip; "
                          "leave it out")  # fmt: skip
     return kind
+
+
+def settle_precision(args: Namespace, kind: type[Pretrained]) -> None:
+    """Put in `args` what --mixed-precision auto comes to: for a run that goes on, what it began with."""
+    if args.mixed_precision != "auto":
+        return
+    if (before := args.experiment_dir / "run.json").is_file():
+        args.mixed_precision = json.loads(before.read_text())["arguments"]["mixed_precision"]
+        return
+    with torch.device("meta"):
+        model = kind(**kind.presets[args.model])
+    fast = args.dtype == "float32" and natural_dtype(model, PartialState().device) == torch.bfloat16
+    args.mixed_precision = "bf16" if fast else "no"
 
 
 def settle_link(args: Namespace, kind: type[Pretrained]) -> None:
