@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -13,10 +14,27 @@ from models import official
 from models.checkpoint import Pretrained
 from models.flav_block import Block, Modulation
 from models.fusion import FUSIONS, check_conditioning_times, placed
-from models.layers import Head, PatchEmbed, Recall, Shown, TimeEmbed, displacement, run
+from models.layers import Head, PatchEmbed, Recall, Shown, TimeEmbed, adaptive, displacement, run
 from models.text import NULL_TEXT, Text
 
 Kept = list[dict[str, Shown]]  # of each block, what a memory shows to the window
+
+
+class Conditioned(NamedTuple):
+    """What depends on times and labels alone.
+
+    c_v, c_a: conditions (B,T,D). blocks, heads: the vectors made of them, (B,T,1,D), if they are known already.
+    """
+
+    c_v: Tensor
+    c_a: Tensor
+    blocks: Iterable[Modulation | None] = repeat(None)
+    heads: tuple[tuple[Tensor, ...] | None, ...] = (None, None)
+
+    def after(self, lead: int) -> "Conditioned":
+        """That of the heads, of the frames after some."""
+        heads = (of and tuple(x[:, lead:] for x in of) for of in self.heads)
+        return Conditioned(self.c_v[:, lead:], self.c_a[:, lead:], (), tuple(heads))
 
 
 class FLAV(
@@ -180,7 +198,7 @@ class FLAV(
         y_a: Tensor | None = None,
         text: Text | None = None,
         prompts: Tensor | None = None,
-        conditions: tuple[Tensor, Tensor] | None = None,
+        conditions: Conditioned | None = None,
         memory: bool = False,
         kept: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -194,7 +212,7 @@ class FLAV(
                 the sound where it differs.
             text: of each clip, for all its frames, or of each frame; or prompts: (P,D_t) means of tokens, which y and
                 y_a choose from.
-            conditions: what `conditions` gave for these times and labels, if they were met before.
+            conditions: what `parted` gave for these times and labels, if they were met before.
             memory: whether the first K frames are the memory's, oldest first; there are velocities of the others alone.
             kept: what `remember` gave for the memory of these clips, instead of its frames.
         Raises:
@@ -204,10 +222,12 @@ class FLAV(
         lead = len(self.memory_ages) if memory else 0
         self._check(v, a, t, y, text, prompts, lead, memory or kept is not None)
         t_a = t if t_a is None else t_a
-        conditioned = self._conditioned(t, y, t_a, y_a, text, prompts, conditions)
+        conditioned = conditions or Conditioned(*self._embedded(t, y, t_a, y_a, text, prompts))
         x, z = self._through_blocks(v, a, conditioned, lead, None if kept is None else map(Recall, kept))
-        v, a, t, t_a, x, z, c_v, c_a = (y[:, lead:] for y in (v, a, t, t_a, x, z, *conditioned[:2]))
-        of_v, of_a = (None if y is None else y[:, lead:] for y in conditioned[3])
+        if lead:
+            v, a, t, t_a, x, z = (y[:, lead:] for y in (v, a, t, t_a, x, z))
+            conditioned = conditioned.after(lead)
+        c_v, c_a, _, (of_v, of_a) = conditioned
         p, side = self.patch_size, self.latent_size // self.patch_size
         dv = rearrange(
             self.video_head(x, c_v, of_v), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
@@ -224,7 +244,7 @@ class FLAV(
         t: Tensor,
         y: Tensor | None = None,
         prompts: Tensor | None = None,
-        conditions: tuple[Tensor, Tensor] | None = None,
+        conditions: Conditioned | None = None,
     ) -> Kept:
         """What a memory shows to the window, whatever that is: keys and values of each attention over time.
 
@@ -234,20 +254,18 @@ class FLAV(
         """
         self._check(v, a, t, y, None, prompts, len(self.memory_ages), True)
         recalls = [Recall() for _ in self.blocks]
-        conditioned = self._conditioned(t, y, t, None, None, prompts, conditions)
+        conditioned = conditions or Conditioned(*self._embedded(t, y, t, None, None, prompts))
         self._through_blocks(v, a, conditioned, len(self.memory_ages), recalls, to_the_end=False)
         return [recall.kept for recall in recalls]
 
-    def _conditioned(
-        self, t, y, t_a, y_a, text: Text | None, prompts: Tensor | None, conditions: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor, list[Modulation | None], Modulation | tuple[None, None]]:
-        """c_v, c_a (B,T,D), and the modulation of blocks and heads where it is known."""
-        if conditions is not None:
-            return self._parted(*conditions)
-        return *self._embedded(t, y, t_a, y_a, text, prompts), [None] * len(self.blocks), (None, None)
-
     def _through_blocks(
-        self, v: Tensor, a: Tensor, conditioned: tuple, lead: int, recalls: Iterable[Recall] | None, to_the_end=True
+        self,
+        v: Tensor,
+        a: Tensor,
+        conditioned: Conditioned,
+        lead: int,
+        recalls: Iterable[Recall] | None,
+        to_the_end: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Tokens (B,T,L,D), (B,T,S,D) after all blocks, of frames of which `lead` are those of a memory.
 
@@ -285,13 +303,14 @@ class FLAV(
         video, audio = (c_v, *of_v, self.video_head.modulation(c_v)), (c_a, *of_a, self.audio_head.modulation(c_a))
         return torch.cat(video, dim=-1), torch.cat(audio, dim=-1)
 
-    def _parted(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor, list[Modulation], Modulation]:
-        """c_v, c_a, and the modulation of blocks and heads, from `conditions`."""
+    def parted(self, video: Tensor, audio: Tensor) -> Conditioned:
+        """What `conditions` has side by side, (B,T,K) of each branch, as blocks and heads take it."""
         widths = ([linear.out_features for linear in (block.video_adaln, block.audio_adaln)] for block in self.blocks)
         D, (of_v, of_a) = self.video_head.adaln.in_features, zip(*widths)
         c_v, *of_v, head_v = video.split([D, *of_v, 2 * D], dim=-1)
         c_a, *of_a, head_a = audio.split([D, *of_a, 2 * D], dim=-1)
-        return c_v, c_a, list(zip(of_v, of_a)), (head_v, head_a)
+        blocks = [block.vectors(*of) for block, *of in zip(self.blocks, of_v, of_a)]
+        return Conditioned(c_v, c_a, blocks, (adaptive(head_v, 2), adaptive(head_a, 2)))
 
     def _embedded(self, t, y, t_a, y_a, text: Text | None, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Time embedding, and that of class or text where there is one: (B,T,D) of each branch."""

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.fusion import FUSIONS
-from models.layers import Attention, Mlp, Recall, add_gated, modulate, norm
+from models.layers import Attention, Mlp, Recall, adaptive, add_gated, modulate, norm
 
-Modulation = tuple[Tensor, Tensor]  # of the video and the audio branch, (B,T,k D)
+Modulation = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # vectors of the video and the audio branch, (B,T,1,D)
 
 
 class Block(nn.Module):
@@ -26,9 +26,14 @@ class Block(nn.Module):
         self.video_mlp_adaln = nn.Linear(dim, 3 * dim)
         self.audio_mlp_adaln = nn.Linear(dim, 3 * dim)
 
-    def modulation(self, c_v: Tensor, c_a: Tensor) -> Modulation:
-        """Shifts, scales and gates of the attentions, which depend on the conditions (B,T,D) alone."""
+    def modulation(self, c_v: Tensor, c_a: Tensor) -> tuple[Tensor, Tensor]:
+        """What of the attentions depends on the conditions (B,T,D) alone, (B,T,6D) and (B,T,3D), for `vectors`."""
         return self.video_adaln(F.silu(c_v)), self.audio_adaln(F.silu(c_a))
+
+    @staticmethod
+    def vectors(of_video: Tensor, of_audio: Tensor) -> Modulation:
+        """Shifts, 1 + scales and gates: of attention in space and over time, and of that of the sound."""
+        return adaptive(of_video, 6), adaptive(of_audio, 3)
 
     def forward(
         self,
@@ -49,16 +54,14 @@ class Block(nn.Module):
         through the feed-forwards; not where nothing but what they show is asked for.
         """
         of_picture, of_sound, of_both = (recall and recall.of(part) for part in ("picture", "sound", "fusion"))
-        of_video, of_audio = modulation or self.modulation(c_v, c_a)
-        shift_s, scale_s, gate_s, shift_t, scale_t, gate_t = of_video.chunk(6, dim=-1)
-        x = modulate(norm(v), shift_s, scale_s)
-        v = add_gated(v, self.spatial_attn(x.flatten(0, 1)).view_as(x), gate_s)
-        x = modulate(norm(v), shift_t, scale_t).transpose(1, 2).contiguous()  # (B,L,T,D): a place is a sequence
-        v = add_gated(v, self.temporal_attn(x.flatten(0, 1), causal, of_picture).view_as(x).transpose(1, 2), gate_t)
+        of_video, (shift, gain, gate) = modulation or self.vectors(*self.modulation(c_v, c_a))
+        shift_s, gain_s, gate_s, shift_t, gain_t, gate_t = of_video
+        v = add_gated(v, self.spatial_attn(modulate(norm(v), shift_s, gain_s)), gate_s)
+        x = modulate(norm(v), shift_t, gain_t).transpose(1, 2).contiguous()  # (B,L,T,D): a place is a sequence
+        v = add_gated(v, self.temporal_attn(x, causal, of_picture).transpose(1, 2), gate_t)
 
-        shift, scale, gate = of_audio.chunk(3, dim=-1)
-        x = modulate(norm(a), shift, scale)
-        a = add_gated(a, self.audio_attn(x.flatten(1, 2), causal, of_sound).view_as(x), gate)
+        x = modulate(norm(a), shift, gain).flatten(1, 2)
+        a = add_gated(a, self.audio_attn(x, causal, of_sound).view_as(a), gate)
 
         v, a, m_v, m_a = self.fusion(v, a, c_v, c_a, causal, at, of_both)
         if not feeds:
@@ -69,5 +72,5 @@ class Block(nn.Module):
 
     @staticmethod
     def feed_forward(x: Tensor, m: Tensor, adaln: nn.Linear, mlp: nn.Module) -> Tensor:
-        shift, scale, gate = adaln(F.silu(m)).chunk(3, dim=-1)
-        return add_gated(x, mlp(modulate(norm(x), shift, scale)), gate)
+        shift, gain, gate = adaptive(adaln(F.silu(m)), 3)
+        return add_gated(x, mlp(modulate(norm(x), shift, gain)), gate)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.layers import Attention, Mlp, Recall, add_gated, modulate, norm, rotated
+from models.layers import Attention, Mlp, Recall, adaptive, add_gated, modulate, norm, rotated
 
 Fused = tuple[Tensor, Tensor, Tensor, Tensor]
 CONDITIONING_TIMES = (0.96, 0.8)  # of a given picture and of a given sound, as AV-Link holds them (Sec. 4.4)
@@ -133,16 +133,16 @@ class LinkSide(nn.Module):
     def inside(self, x: Tensor, both: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """x (B,T,N,D), both times' conditions (B,T,2D) -> it inside; its queries, keys, values; its modulation."""
         x = self.enter(x).to(x.dtype)  # under autocast as wide as the branch outside
-        modulation = self.adaln(both).chunk(6, dim=-1)
+        modulation = adaptive(self.adaln(both), 6)
         q, k, w = self.attn.heads(modulate(norm(x), *modulation[:2]).flatten(1, 2))
         heads = self.query_norm(q).to(w.dtype), self.key_norm(k).to(w.dtype), w  # autocast would cast each prefix anew
         return x, tuple(y.unflatten(2, x.shape[1:3]) for y in heads), modulation[2:]  # (B,heads,T,N,d)
 
     def outside(self, x: Tensor, seen: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """What x (B,T,N,D) inside gains from what it has seen (B,T,N,D), for the branch outside."""
-        gate, shift, scale, gate_m = modulation
+        gate, shift, gain, gate_m = modulation
         y = add_gated(x, self.attn.proj(seen), gate)
-        y = add_gated(y, self.mlp(modulate(norm(y), shift, scale)), gate_m)
+        y = add_gated(y, self.mlp(modulate(norm(y), shift, gain)), gate_m)
         return self.back(y - x)
 
 

@@ -20,14 +20,20 @@ def norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (B,T,N,D) scaled and shifted by one vector per frame, (B,T,D)."""
-    return torch.addcmul(shift.unsqueeze(2), x, 1 + scale.unsqueeze(2))
+def adaptive(x: Tensor, parts: int) -> tuple[Tensor, ...]:
+    """What adaLN gives, (B,T,parts D), as vectors (B,T,1,D): shift, 1 + scale and, but of two, gate, in turn."""
+    vectors = x.unsqueeze(2).chunk(parts, dim=-1)
+    return tuple(1 + y if i % 3 == 1 else y for i, y in enumerate(vectors))
+
+
+def modulate(x: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
+    """x (B,T,N,D) times and plus one vector per frame, (B,T,1,D)."""
+    return torch.addcmul(shift, x, gain)
 
 
 def add_gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
-    """x (B,T,N,D) plus an update of it times one vector per frame, (B,T,D)."""
-    return torch.addcmul(x, update, gate.unsqueeze(2))
+    """x (B,T,N,D) plus an update of it times one vector per frame, (B,T,1,D)."""
+    return torch.addcmul(x, update, gate)
 
 
 class PatchEmbed(nn.Conv2d):
@@ -109,16 +115,16 @@ class Attention(nn.Module):
         return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def forward(self, x: Tensor, causal: bool = False, recall: "Recall | None" = None) -> Tensor:
-        """(N, L, D) -> (N, L, D); causal: token i sees tokens 0..i, and all that is recalled.
+        """(...,L,D) -> (...,L,D); causal: token i of a sequence sees its tokens 0..i, and all that is recalled.
 
         recall: what earlier tokens showed, or where to note what these show.
         """
-        q, k, w = self.heads(x)
+        q, k, w = self.heads(x.flatten(0, -3))
         if recall is not None:
             k, w = recall(k, w)
         mask = after(q.shape[2], k.shape[2] - q.shape[2], q.device) if causal and k.shape[2] > q.shape[2] else None
         out = F.scaled_dot_product_attention(q, k, w, attn_mask=mask, is_causal=causal and mask is None)
-        return self.proj(out.transpose(1, 2).flatten(2))
+        return self.proj(out.transpose(1, 2).reshape(x.shape))
 
 
 class CrossAttention(nn.Module):
@@ -270,13 +276,12 @@ class Head(nn.Module):
         self.linear = nn.Linear(dim, out)
 
     def modulation(self, c: Tensor) -> Tensor:
-        """Shift and scale, (B,T,2D), which depend on the condition (B,T,D) alone."""
+        """What depends on the condition (B,T,D) alone, (B,T,2D), for `adaptive`."""
         return self.adaln(F.silu(c))
 
-    def forward(self, x: Tensor, c: Tensor, modulation: Tensor | None = None) -> Tensor:
-        """x (B,T,N,D), c (B,T,D) -> (B,T,N,out); modulation: of c, if it is known already."""
-        shift, scale = (self.modulation(c) if modulation is None else modulation).chunk(2, dim=-1)
-        return self.linear(modulate(norm(x), shift, scale))
+    def forward(self, x: Tensor, c: Tensor, modulation: tuple[Tensor, ...] | None = None) -> Tensor:
+        """x (B,T,N,D), c (B,T,D) -> (B,T,N,out); modulation: the vectors of c, if they are known already."""
+        return self.linear(modulate(norm(x), *(modulation or adaptive(self.modulation(c), 2))))
 
 
 def displacement(clean: Tensor, x: Tensor, t: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.flav import FLAV, Kept
+from models.flav import FLAV, Conditioned, Kept
 
 ROWS = 1024  # largest table, 350 kB a row for FLAV-B/1 in float32
+MET = 4  # sets of times and labels whose rows are kept as the model takes them: a film has as many as steps a frame
 
 
 class Remembered(Protocol):
@@ -39,6 +40,7 @@ class TabledFLAV:
         self.video = self.audio = None  # (labels * times, K) each, as of `FLAV.conditions`
         self._kept = None, None  # a memory, and what it shows to the window: computed once for all steps of a frame
         self.starts = torch.full((model.num_classes + 2,), -1)  # first row of each label from -1 on; -1: no rows
+        self._met: dict[tuple, Conditioned] = {}
 
     def __call__(
         self,
@@ -68,10 +70,21 @@ class TabledFLAV:
             self._kept = memory, self.model.remember(v, a, t, y, self.prompts(), conditions)
         return self._kept[1]
 
-    def conditions(self, t: Tensor, y: Tensor | None, t_a: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Rows of the tables for (B,T) times; None where there is one that the tables lack."""
+    @torch.no_grad()
+    def conditions(self, t: Tensor, y: Tensor | None, t_a: Tensor) -> Conditioned | None:
+        """Rows of the tables for (B,T) times, as the model takes them; None where there is one that the tables lack."""
         if self.steps is None:
             return None
+        key = tuple(None if x is None else (x.shape, x.numpy().tobytes()) for x in (t, y, t_a))
+        if key not in self._met:
+            if (rows := self._rows(t, y, t_a)) is None:
+                return None
+            while len(self._met) >= MET:
+                self._met.pop(next(iter(self._met)))
+            self._met[key] = self.model.parted(*rows)
+        return self._met[key]
+
+    def _rows(self, t: Tensor, y: Tensor | None, t_a: Tensor) -> tuple[Tensor, Tensor] | None:
         at, at_a = self._places(t), self._places(t_a)
         if not (torch.equal(self.times[at], t) and torch.equal(self.times[at_a], t_a)):
             return None
