@@ -147,7 +147,7 @@ def advance(
             CPU.
         n: steps between two frames (`num_timesteps`); for n = 1/m it is m frames that become clean, leave and enter.
         known: what is given of video and of audio for the frames of a window.
-        guidance: gradient guidance by the given modality; needs the whole window, so nothing is skipped.
+        guidance: gradient guidance by the given modality; what is given in frames that wait guides, too.
         frames: frames asked for of each stream, or (B,) of every one; later ones are left out of the call.
         skip: leave out trailing frames that cannot influence an earlier one. Exact for a causal model only.
         noise: source of the frame that enters.
@@ -156,8 +156,9 @@ def advance(
         the window after the step, and what it emitted or None.
     """
     table, step = sampling_times(window.T, n), following(window.step, n)
-    seen = _frames_that_matter(window, n, frames) if skip and guidance is None else window.T
     known_v, known_a = known(window) if known else (None, None)
+    guides = (known_v or known_a) if guidance else None
+    seen = _frames_that_matter(window, n, frames, guides) if skip else window.T
 
     if memory:
         velocity = partial(velocity, memory=memory(window))
@@ -217,11 +218,16 @@ def _placed(x: Tensor, known: Known | None, t: Tensor) -> tuple[Tensor, Tensor]:
     return known.place(x, t), t
 
 
-def _frames_that_matter(window: Window, n: float, frames: int | Tensor | None) -> int:
-    """Leading frames of the call: in any row they move in this step, and they or a later one is asked for."""
+def _frames_that_matter(window: Window, n: float, frames: int | Tensor | None, guides: Known | None = None) -> int:
+    """Leading frames of the call: in any row they move in this step, and they or a later one is asked for.
+
+    guides: what is given, if all of it that the window has guides earlier frames.
+    """
     matter = moving_frames(window.step, n).clamp(max=window.T)
     if frames is not None:
         matter = torch.minimum(matter, frames - window.first)
+    if guides is not None:
+        matter = torch.maximum(matter, (guides.mask * torch.arange(1, window.T + 1)).amax(1))
     return max(1, int(matter.max()))
 
 

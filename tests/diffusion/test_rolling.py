@@ -290,6 +290,17 @@ def test_guidance_does_not_depend_on_the_neighbours_and_batch_reduction_does():
     assert (run([0, 1], "batch")[:1] - run([0], "batch")).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize("given, frames", [(7, 90), (3, 76)])
+def test_what_guides_nothing_is_left_out_of_guidance_and_changes_nothing(given, frames):
+    model = random_model(fusion="a")
+    clip = known_clip(torch.randn(2, given, *SHAPES[1]).double(), AUDIO)
+    how = dict(known=lambda w: (None, clip(w)), guidance=Guidance(5.0))
+    fast, whole = counted(model), counted(model)
+    assert difference(generate(fast, **how), generate(whole, skip=False, **how)) < 1e-12
+    assert fast.calls == whole.calls == 2 * 11 and whole.frames == 5 * 22
+    assert fast.frames == frames
+
+
 def test_guidance_lowers_the_error_it_descends():
     """One step with guidance leaves a smaller error of the known modality than one without."""
     from diffusion.guidance import guided_velocity
