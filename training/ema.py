@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA:
@@ -25,9 +26,7 @@ class EMA:
     def step(self, parameters: Iterable[nn.Parameter]) -> None:
         """Move each average towards its parameter: after every step of the optimiser."""
         self.optimization_step += 1
-        share = 1 - self.get_decay(self.optimization_step)
-        for mean, p in zip(self.shadow_params, parameters, strict=True):
-            mean.sub_(share * (mean - p))
+        get_ema_multi_avg_fn(self.get_decay(self.optimization_step))(self.shadow_params, list(parameters), None)
 
     @torch.no_grad()
     def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -11,6 +11,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from diffusion.flow import FlowLoss, flow_loss
 from training.ema import EMA
@@ -55,8 +56,10 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         loss = backward(self.accelerator, self.model, inputs, self.weight, self.parts)
-        norm = self.accelerator.clip_grad_norm_(self.params, self.clip)
+        self.accelerator.unscale_gradients()
+        norm = get_total_norm([p.grad for p in self.params if p.grad is not None])
         norm = skip_if_not_finite(self.accelerator, self.optimiser, norm)
+        self.optimiser.optimizer.grad_scale = ((norm + 1e-6) / self.clip).clamp(min=1).float()  # clipped as it is read
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.ema.step(self.params)
