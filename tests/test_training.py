@@ -18,7 +18,7 @@ from models.syncflow import SyncFlow_presets
 from models.syncflow_costs import SyncFlowCosts
 from training.draws import ClipDraws, Draws
 from training.ema import EMA
-from training.learner import learning_rate, skip_if_not_finite
+from training.learner import Learner, learning_rate, skip_if_not_finite
 from training.meter import BINS, Meter
 from training.report import planned_memory
 from training.sharding import State
@@ -348,6 +348,29 @@ def test_step_changes_nothing_if_the_norm_is_not_finite(norm):
     skip_if_not_finite(accelerator, optimiser, torch.tensor(norm))
     optimiser.step()
     assert model.weight.equal(before) != math.isfinite(norm)
+
+
+@pytest.mark.parametrize("clip", [0.1, 1e9])
+def test_gradients_are_clipped_as_torch_does_it(monkeypatch, clip):
+    plain = torch.nn.Linear(3, 3).double()
+    learner = Learner(Accelerator(cpu=True), copy.deepcopy(plain), None, clip=clip)
+    optimiser = torch.optim.AdamW(plain.parameters(), lr=0.01, weight_decay=0.02)
+    for size in (1.0, 30.0, 0.01, 0.02):
+        gradients = [size * torch.randn_like(p) for p in plain.parameters()]
+
+        def backward(*_, gradients=gradients):
+            for p, x in zip(learner.params, gradients):
+                p.grad = x.clone()
+
+        monkeypatch.setattr("training.learner.backward", backward)
+        _, norm = learner.step({}, 0.01)
+        for p, x in zip(plain.parameters(), gradients):
+            p.grad = x.clone()
+        expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), clip)
+        optimiser.step()
+        torch.testing.assert_close(norm, expected)
+    for p, mine in zip(plain.parameters(), learner.params):
+        torch.testing.assert_close(mine, p, rtol=0, atol=1e-6)
 
 
 def test_averaged_model_is_a_plain_copy_with_averages_where_weights_are_trained():

@@ -131,6 +131,19 @@ def test_a_sound_that_is_left_fades_out(tmp_path):
     assert wave[1600 : 1600 + round(FADE * 16000)].diff().abs().max() < made + 2 / (FADE * 16000)
 
 
+def test_a_sound_fades_in_where_it_begins_and_out_where_it_ends(tmp_path):
+    path = write_sound(tmp_path / "loud.wav", torch.full((8 * 1600,), 0.9), 16000, "pcm_s16le")
+    given = Given("sound", path, desk().pipe.codec, WINDOW, name="loud.wav")
+    given.start = 3
+    pictures, silence, fade = torch.zeros(14, 16, 16, 3, dtype=torch.uint8), torch.zeros(14 * 1600), round(FADE * 16000)
+    _, wave = given.shown(0, pictures, silence)
+    begin, end = 3 * 1600, 11 * 1600
+    assert not wave[: begin + 1].any() and not wave[end:].any()
+    assert wave[begin + fade : end - fade].sub(0.9).abs().max() < 1e-3
+    assert wave.diff().abs().max() < 1.1 / fade
+    assert (wave[begin : begin + fade].diff() > 0).all() and (wave[end - fade : end].diff() < 0).all()
+
+
 def test_a_fork_from_before_the_first_place_begins_at_it():
     here = desk()
     shown(here, 12)
@@ -206,6 +219,33 @@ def test_a_model_that_always_fails_pauses_and_is_told_so_a_few_times(server):
         assert server.engine.desk._numbers == 2
         server.engine.ask(lambda desk: delattr(desk, "tick")).result()
         assert order(websocket, do="play")["type"] == "done"
+        until(websocket, fragment)
+
+
+def test_failures_with_frames_between_them_cost_nothing(server):
+    def break_once(desk):
+        def fails():
+            del desk.tick
+            raise RuntimeError("once")
+
+        desk.tick = fails
+
+    with server.connect() as websocket:
+        for _ in range(FAILURES):
+            frame = until(websocket, fragment)[2]
+            server.engine.ask(break_once).result()
+            until(websocket, lambda e, frame=frame: fragment(e) and e[2] > frame + 2)
+        assert not server.engine._paused and server.engine.desk._numbers == 1
+
+
+def test_what_nobody_foresaw_is_told_without_its_words(server):
+    def breaks(**_):
+        raise RuntimeError("in /home/someone\nat line 3")
+
+    with server.connect() as websocket:
+        until(websocket, fragment)
+        server.engine.desk._do_seed = breaks
+        assert order(websocket, do="seed", film=1, to=3)["text"] == "it could not be done; try again"
         until(websocket, fragment)
 
 

@@ -155,7 +155,10 @@ def test_with_another_host_the_token_is_demanded():
             old.recv(timeout=60)
         for query in ("", "?token=", "?token=wrong", "?token=secret2"):
             assert ask(server, query)[0] == 403
-        assert ask(server, "?token=secret")[0] == 200
+        with urllib.request.urlopen(f"{server.address}?token=secret", timeout=60) as answer:
+            assert answer.headers["Set-Cookie"] == (
+                f"live_token_{server.port}=secret; HttpOnly; SameSite=Strict; Path=/"
+            )
         cookie = f'theme={{"a": 1}}; live_token_{server.port}=secret; other'
         assert ask(server, "page.js", Cookie=cookie)[0] == 200 and ask(server, "page.js")[0] == 403
         assert ask(server, "page.js", Cookie=f"live_token_{server.port + 1}=secret")[0] == 403
