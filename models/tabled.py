@@ -31,10 +31,17 @@ class TabledFLAV:
 
     Args:
         prompts: prompts() -> (P,D_t) on the model's device, for a model with text; rows are only ever added.
+        forward: called in the model's place, with the arguments of `FLAV.forward`.
     """
 
-    def __init__(self, model: FLAV, steps: int | None, prompts: Callable[[], Tensor | None] = lambda: None):
-        self.model, self.steps, self.prompts = model, steps, prompts
+    def __init__(
+        self,
+        model: FLAV,
+        steps: int | None,
+        prompts: Callable[[], Tensor | None] = lambda: None,
+        forward: Callable | None = None,
+    ):
+        self.model, self.steps, self.prompts, self.forward = model, steps, prompts, forward or model
         schedule = [] if steps is None else [s / steps for s in range(steps + 1)]
         self.times = torch.tensor([*schedule, *(model.conditioning_times or ())], dtype=torch.float64)
         self.video = self.audio = None  # (labels * times, K) each, as of `FLAV.conditions`
@@ -57,7 +64,7 @@ class TabledFLAV:
         """
         conditions, kept = self.conditions(t, y, t if t_a is None else t_a), self._shown_by(memory)
         t, y, t_a = (None if x is None else x.to(v.device, non_blocking=True) for x in (t, y, t_a))
-        return self.model(v, a, t, y, t_a, prompts=self.prompts(), conditions=conditions, kept=kept)
+        return self.forward(v, a, t, y, t_a, prompts=self.prompts(), conditions=conditions, kept=kept)
 
     @torch.no_grad()
     def _shown_by(self, memory: Remembered | None) -> Kept | None:

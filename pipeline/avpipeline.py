@@ -23,6 +23,7 @@ from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
 from pipeline.clips import ClipPipeline, Clips
 from pipeline.dtypes import natural_dtype
+from pipeline.graphed import CUDAGraphs, Graphed
 from pipeline.linked import LinkedPipeline
 from pipeline.overlap import steps_of
 from pipeline.prompts import Prompts, is_texts
@@ -40,6 +41,7 @@ class AVPipeline:
     Args:
         skip: leave out frames that cannot matter; exact, and only for causal models.
         tables: compute what depends on time and label alone once; exact up to rounding.
+        graphs: on CUDA, replay calls of the model as CUDA graphs; those without tables run as ever.
     """
 
     def __init__(
@@ -50,11 +52,14 @@ class AVPipeline:
         dtype: torch.dtype = torch.float32,
         skip: bool = True,
         tables: bool = True,
+        graphs: bool = False,
     ):
         self.skip, self.tables, self._tabled, self._sent = skip and model.causal_attn, tables, {}, None
         self.model = model.to(device, dtype).eval().requires_grad_(False)
         self.codec = codec.to(device)
         self.spec, self.device, self.dtype = codec.spec, torch.device(device), dtype
+        on_gpu = graphs and self.device.type == "cuda"
+        self._forward = Graphed(self.model, CUDAGraphs(self.device)) if on_gpu else self.model
         self.prompts = Prompts(self._text_encoder, model.text_width)
         video, audio = model.frame_shapes
         factor = codec.frames.factor
@@ -98,7 +103,7 @@ class AVPipeline:
             adapter: folder of a LoRA adapter that train.py --lora-rank left, trained on this checkpoint.
             channels: "mean" or "first", how sound that is given becomes mono, if not as in training.
             sound_source: where the weights of the codec of sound are, if not where the checkpoint says.
-            speed: skip, tables, as of the class; whole clips have nothing to skip.
+            speed: skip, tables, graphs, as of the class; whole clips have nothing to skip.
         Raises:
             FileNotFoundError, ValueError: something is missing or contradicts the checkpoint, in one sentence.
         """
@@ -162,7 +167,7 @@ class AVPipeline:
         """
         check_pace(num_timesteps, self.model.predict_frames)
         steps = pace(num_timesteps)[0] * self.model.predict_frames if self.tables else None
-        tabled = self._tabled.setdefault(steps, TabledFLAV(self.model, steps, self._prompt_vectors))
+        tabled = self._tabled.setdefault(steps, TabledFLAV(self.model, steps, self._prompt_vectors, self._forward))
 
         def model(v: Tensor, a: Tensor, t: Tensor, **conditions) -> tuple[Tensor, Tensor]:
             return tabled(v.to(self.dtype), a.to(self.dtype), t, **conditions)
