@@ -15,18 +15,6 @@ from benchmarks import timing
 METHOD = (
     "Frames of noise; patch-pca has 12 channels for patches of 8 px; the memory of weights and codec is not counted."
 )
-SD_VAE = dict(  # config of stabilityai/sd-vae-ft-ema
-    in_channels=3,
-    out_channels=3,
-    down_block_types=("DownEncoderBlock2D",) * 4,
-    up_block_types=("UpDecoderBlock2D",) * 4,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    latent_channels=4,
-    norm_num_groups=32,
-    sample_size=256,
-    scaling_factor=0.18215,
-)
 
 
 def main(argv=None) -> None:
@@ -47,7 +35,10 @@ def measure(args, name: str, device, dtype, ceiling: float) -> list[dict]:
     """Rows of encoding and of decoding."""
     import torch
 
-    codec = make(name).to(device, dtype)
+    from benchmarks import subjects
+
+    codec = subjects.sd_vae() if name == "sd-vae" else subjects.patch_pca(channels=12)
+    codec = codec.to(device, dtype)
     frames = torch.rand(1, args.frames, 3, args.image_size, args.image_size, device=device, dtype=dtype) * 2 - 1
     latents = codec.encode(frames)[0]
     rows = []
@@ -59,18 +50,6 @@ def measure(args, name: str, device, dtype, ceiling: float) -> list[dict]:
         frame = row["ours_s"] / args.frames
         rows.append(row | {"seconds_per_frame": frame, "note": f"{timing.seconds_text(frame)} a frame"})
     return rows
-
-
-def make(name: str):
-    """The codec with random weights."""
-    from benchmarks import subjects
-    from models.codec import SDVAE
-
-    if name == "patch-pca":
-        return subjects.patch_pca(channels=12)
-    from diffusers import AutoencoderKL
-
-    return SDVAE(AutoencoderKL(**SD_VAE))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ def main(argv=None) -> None:
     p = cli.Parser(__doc__.splitlines()[0])
     timing.add_model_arguments(p, "FLAV-S/2")
     p.add_argument("--batch-size", type=cli.positive, default=1, help="clips")
+    timing.add_ways(p, "compiled")
     timing.add_arguments(p)
     args = p.parse_args(argv)
     device, dtype, ceiling = timing.begin(args)
@@ -24,7 +25,7 @@ def main(argv=None) -> None:
 
 
 def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
-    """The row of both sides, and facts about them."""
+    """The row of both sides, one for each of --also, and facts about them."""
     from benchmarks import subjects
     from models import FLAV
     from models.flav_costs import FLAVCosts
@@ -33,14 +34,15 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     costs = FLAVCosts(config)
     model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
     plain, inputs = subjects.reference_of(model, config), subjects.inputs(model, args.batch_size, device, dtype)
+    ways = {"ours": model, **{way: subjects.compiled(model) for way in args.also}}
     if args.compile:
         model.compile_blocks()
-    sides = {"ours": subjects.forward_pass(model, inputs), "reference": subjects.forward_pass(plain, inputs)}
+    sides = {name: subjects.forward_pass(net, inputs) for name, net in {**ways, "reference": plain}.items()}
     seconds, peaks = timing.alternate(sides, args, device), timing.gpu_peaks(sides, device)
     what = f"forward, {args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
-    row = timing.compared(what, seconds, "ours", "reference")
-    row |= timing.share(costs.forward_flops(args.batch_size), row["ours_s"], ceiling)
-    return [row], {"config": config, "parameters": costs.parameters, **peaks}
+    rows = [timing.compared(what, seconds, way, "reference") for way in ways]
+    rows = [row | timing.share(costs.forward_flops(args.batch_size), row["ours_s"], ceiling) for row in rows]
+    return rows, {"config": config, "parameters": costs.parameters, **peaks}
 
 
 if __name__ == "__main__":

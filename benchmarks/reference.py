@@ -205,18 +205,51 @@ def sample(
         noise: frame -> (B,C,H,W), (B,S,M), the noise of the frame that enters.
     """
     T, dtype = v.shape[1], model.audio_embed.weight.dtype
-    k = torch.arange(T, device=v.device, dtype=torch.float64)
     for frame in count():
-        steps = n if frame else n * T
-        for s in range(steps):
-            w, w_next = 1 - s / steps, 1 - (s + 1) / steps
-            if frame:
-                t, t_next = 1 - (k + w) / T, 1 - (k + w_next) / T
-            else:
-                t, t_next = (1 - (k / T + w)).clamp(0, 1), (1 - (k / T + w_next)).clamp(0, 1)
+        for t, t_next in schedule(frame, n, T, v.device):
             dv, da = model(v.to(dtype), a.to(dtype), t.expand(len(v), T), y)
             dt = (t_next - t).to(v.dtype)
             v, a = v + dt[:, None, None, None] * dv, a + dt[:, None, None] * da
         yield v[:, 0], a[:, 0]
         new_v, new_a = noise(frame + T)
         v, a = torch.cat([v[:, 1:], new_v[:, None]], 1), torch.cat([a[:, 1:], new_a[:, None]], 1)
+
+
+def sample_a2v(
+    model: Reference, v: Tensor, eps: Tensor, n: int, noise: Callable, sound: Callable, scale: float
+) -> Iterator[Tensor]:
+    """Clean video latents (B,C,H,W) for a given sound, one after the other and without end, as `sample` makes them.
+
+    The sound lies on its lines from noise to data; pictures are led down the gradient of its velocity's error.
+
+    Args:
+        v, eps: window of noise, of pictures and sound. noise: as of `sample`. sound: frame -> (B,S,M), clean.
+        scale: of the gradient of each clip's mean squared error.
+    """
+    T, dtype = v.shape[1], model.audio_embed.weight.dtype
+    clean = torch.stack([sound(k) for k in range(T)], 1)
+    for frame in count():
+        for t, t_next in schedule(frame, n, T, v.device):
+            at, x = t.to(eps.dtype)[:, None, None], v.detach().requires_grad_()
+            with torch.enable_grad():
+                a = at * clean + (1 - at) * eps
+                dv, da = model(x.to(dtype), a.to(dtype), t.expand(len(v), T))
+                error = (clean - eps - da).square().flatten(1).mean(1).sum()
+                (gradient,) = torch.autograd.grad(error, x)
+            corrected = ((t_next > t) & (t_next < 1)).to(v.dtype)[:, None, None, None] * gradient
+            v = v + (t_next - t).to(v.dtype)[:, None, None, None] * (dv.detach() - scale * corrected)
+        yield v[:, 0]
+        new_v, new_eps = noise(frame + T)
+        v, eps = torch.cat([v[:, 1:], new_v[:, None]], 1), torch.cat([eps[:, 1:], new_eps[:, None]], 1)
+        clean = torch.cat([clean[:, 1:], sound(frame + T)[:, None]], 1)
+
+
+def schedule(frame: int, n: int, T: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Times (T,) of the window before and after each step that makes a frame clean: Eq. 7 for the first, then Eq. 6."""
+    k, steps = torch.arange(T, device=device, dtype=torch.float64), n if frame else n * T
+    for s in range(steps):
+        w, w_next = 1 - s / steps, 1 - (s + 1) / steps
+        if frame:
+            yield 1 - (k + w) / T, 1 - (k + w_next) / T
+        else:
+            yield (1 - (k / T + w)).clamp(0, 1), (1 - (k / T + w_next)).clamp(0, 1)

@@ -25,6 +25,7 @@ def main(argv=None) -> None:
     p.add_argument("--frames", type=cli.positive, default=16, help="of a clip")
     p.add_argument("--num-timesteps", type=cli.positive, default=2, help="steps n per frame")
     p.add_argument("--switches", action=argparse.BooleanOptionalAction, default=True, help="time each switch off")
+    timing.add_ways(p, *timing.WAYS)
     timing.add_arguments(p)
     args = p.parse_args(argv)
     device, dtype, ceiling = timing.begin(args)
@@ -41,6 +42,7 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     """Rows of every batch size, and facts about the models."""
     from benchmarks import subjects
     from models import FLAV
+    from pipeline import AVPipeline
 
     config = subjects.config(args)
     model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
@@ -49,25 +51,29 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
         model.compile_blocks()
     for net in (model, plain):
         subjects.forward_pass(net, subjects.inputs(model, 1, device, dtype))()
+    pipe = AVPipeline(model, subjects.codec(config, kind=subjects.Undecoded), device, dtype)
+    pipes = subjects.pipelines(pipe, args.also)
     rows, peaks = [], {}
     for batch in args.batch_sizes:
-        more, peaks[f"batch {batch}"] = measure_batch(args, config, model, plain, batch, ceiling)
+        more, peaks[f"batch {batch}"] = measure_batch(args, config, pipes, plain, batch, ceiling)
         rows += more
     return rows, {"config": config, "peaks": peaks}
 
 
-def measure_batch(args, config: dict, model, plain, batch: int, ceiling: float) -> tuple[list[dict], dict]:
-    """Rows of one batch size: the reference, then each switch off, then all off beside the reference."""
+def measure_batch(args, config: dict, pipes: dict, plain, batch: int, ceiling: float) -> tuple[list[dict], dict]:
+    """Rows of one batch size: ours and each of --also beside the reference, then each switch off, then all off."""
     from models.flav_costs import FLAVCosts
 
-    sides, count = sides_of(args, config, model, plain, list(range(batch)))
-    device = next(model.parameters()).device
+    sides, count = sides_of(args, config, pipes["ours"].model, plain, list(range(batch)))
+    sides |= {way: clip_of(args, pipes[way], list(range(batch))) for way in args.also}
+    device = pipes["ours"].device
     seconds, clip = timing.alternate(sides, args, device), f"{args.frames} frames, {args.model}, batch {batch}"
-    frames = {name: sum(T * calls for (_, T), calls in count[name].items()) for name in sides}
+    frames = {name: sum(T * calls for (_, T), calls in count[name].items()) for name in count}
     row = timing.compared(clip, seconds, "ours", "reference", frame_evaluations=frames)
     row["note"] = f"{frames['ours']} of {frames['reference']} frame evaluations"
     flops = sum(calls * FLAVCosts(config, T).forward_flops(rows) for (rows, T), calls in count["ours"].items())
-    rows = [row | timing.share(flops, row["ours_s"], ceiling)]
+    rows = [row, *(timing.compared(clip, seconds, way, "reference") for way in args.also)]
+    rows = [row | timing.share(flops, row["ours_s"], ceiling) for row in rows]
     if args.switches:
         rows += [timing.compared(clip, seconds, "ours", name) for name in SWITCHES if name != "ours"]
         rows.append(timing.compared(clip, seconds, "all off", "reference"))
@@ -86,8 +92,7 @@ def sides_of(args, config: dict, model, plain, samples: list[int]) -> tuple[dict
     frames, n = args.frames, args.num_timesteps
 
     def ours(switches):
-        pipe = AVPipeline(model, codec, weight.device, weight.dtype, **switches)
-        return lambda: pipe.sample(samples, frames, seed=args.seed, num_timesteps=n, cfg_scale=1.0)
+        return clip_of(args, AVPipeline(model, codec, weight.device, weight.dtype, **switches), samples)
 
     def reference():
         return list(islice(subjects.reference_frames(plain, model, samples, n, args.seed), frames))
@@ -95,6 +100,12 @@ def sides_of(args, config: dict, model, plain, samples: list[int]) -> tuple[dict
     names = SWITCHES if args.switches else ["ours"]
     runs = {name: (model, ours(SWITCHES[name])) for name in names} | {"reference": (plain, reference)}
     return {name: counted(name, *run, count) for name, run in runs.items()}, count
+
+
+def clip_of(args, pipe, samples: list[int]):
+    """A call that makes a clip of each sample."""
+    how = dict(seed=args.seed, num_timesteps=args.num_timesteps, cfg_scale=1.0)
+    return lambda: pipe.sample(samples, args.frames, **how)
 
 
 def counted(name: str, model, run, count: dict):

@@ -3,12 +3,13 @@
     python benchmarks/stream.py --model-ckpt runs/demo/export --out benchmarks/results/stream_demo_cpu.json
     python benchmarks/stream.py --model FLAV-S/2 --vocoder hifigan --frames 0 --compare-frames 20
 
-Without --model-ckpt a preset with random weights takes part, with patch-pca and the vocoder that --vocoder names.
+Without --model-ckpt a preset with random weights takes part, with random codecs: those that --codec and --vocoder name.
 """
 
 import statistics
 import sys
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,9 +33,11 @@ def main(argv=None) -> None:
     p.add_argument("--model-ckpt", type=Path, help="checkpoint folder, instead of --model")
     timing.add_model_arguments(p, "FLAV-tiny")
     p.add_argument("--vocoder", choices=["griffin-lim", "hifigan"], default="griffin-lim", help="beside --model")
+    p.add_argument("--codec", choices=["patch-pca", "sd-vae"], default="patch-pca", help="beside --model")
     p.add_argument("--num-timesteps", type=cli.positive, default=2, help="steps n per frame")
     p.add_argument("--compare-frames", type=cli.positive, default=60, help="of a stream of each side")
     p.add_argument("--frames", type=cli.whole, default=2000, help="of the long streams; 0 for none")
+    timing.add_ways(p, *timing.WAYS)
     timing.add_arguments(p)
     args = p.parse_args(argv)
     if args.model_ckpt and not (args.model_ckpt / "config.json").is_file():
@@ -57,9 +60,11 @@ def subjects_of(args, device, dtype) -> tuple:
         pipe = AVPipeline.from_pretrained(args.model_ckpt, device, dtype)
         name = "checkpoint"
     else:
-        config = subjects.config(args)
+        vae = subjects.sd_vae() if args.codec == "sd-vae" else None
+        config = subjects.config(args, **({"in_channels": vae.channels} if vae else {}))
         model = subjects.random(FLAV(**config), args.seed).to(device, dtype)
-        pipe, name = AVPipeline(model, subjects.codec(config, args.vocoder), device, dtype), args.model
+        codec = subjects.codec(config, args.vocoder, frames=vae)
+        pipe, name = AVPipeline(model, codec, device, dtype), args.model
     plain = subjects.reference_of(pipe.model, pipe.model._hub_mixin_config)
     if args.compile:
         pipe.model.compile_blocks()
@@ -67,7 +72,8 @@ def subjects_of(args, device, dtype) -> tuple:
 
 
 def compare(args, pipe, plain, name: str, ceiling: float) -> list[dict]:
-    """Rows of short streams: ours, ours with overlap where it is off and the reverse, the reference."""
+    """Rows of short streams: ours, --also, ours with overlap where it is off and the reverse, the reference."""
+    from benchmarks import subjects
     from models.flav_costs import FLAVCosts
     from pipeline import Streams
 
@@ -81,27 +87,27 @@ def compare(args, pipe, plain, name: str, ceiling: float) -> list[dict]:
 
         return run
 
+    pipes = subjects.pipelines(pipe, args.also)
     sides = {
-        "ours": side("ours", lambda: ours(args, pipe, frames)),
+        **{way: side(way, partial(ours, args, one, frames)) for way, one in pipes.items()},
         other: side(other, lambda: ours(args, pipe, frames, overlap)),
         "reference": side("reference", lambda: reference_chunks(args, pipe, plain, frames)),
     }
     seconds = timing.alternate(sides, args, pipe.device)
-    firsts = {name: of[args.warmup :] for name, of in firsts.items()}
+    of_first = {name: of[args.warmup :] for name, of in firsts.items()}
+    peaks = timing.gpu_peaks(sides, pipe.device)
     whole, first = f"stream of {frames} frames, {name}, n = {args.num_timesteps}", f"first frame, {name}"
-    row = timing.compared(whole, seconds, "ours", "reference", **timing.gpu_peaks(sides, pipe.device))
     T, n = pipe.model.predict_frames, args.num_timesteps
     more = frames + Streams(pipe).run_on - 1
     calls = [s // n + 1 for s in range(n * T)] + [T] * n * more  # frames in each; those that wait are left out
     flops = sum(FLAVCosts(pipe.model._hub_mixin_config, call).forward_flops() for call in calls)
-    row |= timing.share(flops, row["ours_s"], ceiling)
-    factor = frames / pipe.spec.fps / row["ours_s"]
-    row |= {"real_time_factor": factor, "note": f"{factor:.2f} x real time"}
-    return [
-        row,
-        timing.compared(whole, seconds, "ours", other),
-        timing.compared(first, firsts, "ours", "reference"),
-    ]
+    rows = [timing.compared(whole, seconds, way, "reference", **peaks) for way in pipes]
+    for row in rows:
+        factor = frames / pipe.spec.fps / row["ours_s"]
+        row |= timing.share(flops, row["ours_s"], ceiling)
+        row |= {"real_time_factor": factor, "note": f"{factor:.2f} x real time"}
+    rows.insert(1, timing.compared(whole, seconds, "ours", other))
+    return [*rows, *(timing.compared(first, of_first, way, "reference") for way in pipes)]
 
 
 def long_stream(args, pipe, name: str, overlap: bool) -> dict:

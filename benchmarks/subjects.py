@@ -1,15 +1,17 @@
 """What the benchmarks run: a preset with random weights on both sides, and pipelines around it that need no files."""
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
-from benchmarks.reference import Reference, sample
+from benchmarks.reference import Reference, sample, sample_a2v
 from diffusion.flow import flow_loss
 from diffusion.noise import Modality, frame_noise
 from diffusion.times import draw_times
 from models import FLAV, FLAV_presets
-from models.codec import PatchPCA
-from pipeline import AVCodec, AVSpec
+from models.codec import SDVAE, FrameCodec, PatchPCA
+from pipeline import AVCodec, AVPipeline, AVSpec
 from vocoder import GriffinLim, HiFiGAN, HiFiGANConfig
 
 PATCH = 8  # pixels along the side of a latent cell, as of SD's autoencoder
@@ -25,6 +27,18 @@ HIFIGAN = dict(  # HiFi-GAN V1 (Kong et al., 2020) for a hop of 160, 14 M weight
     upsample_kernel_sizes=(11, 8, 4, 4, 4),
     resblock_kernel_sizes=(3, 7, 11),
     resblock_dilation_sizes=((1, 3, 5),) * 3,
+)
+SD_VAE = dict(  # config of stabilityai/sd-vae-ft-ema, 84 M weights
+    in_channels=3,
+    out_channels=3,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    latent_channels=4,
+    norm_num_groups=32,
+    sample_size=256,
+    scaling_factor=0.18215,
 )
 
 
@@ -76,13 +90,30 @@ def reference_of(model: FLAV, config: dict, share: bool = True) -> Reference:
     return plain
 
 
-def codec(config: dict, vocoder: str = "griffin-lim", kind: type[AVCodec] = AVCodec) -> AVCodec:
-    """Patch-PCA with random components, and a vocoder: both need no files and cost what fitted ones do."""
-    mels, frames = config["n_mels"], patch_pca(config["in_channels"])
+def compiled(model: FLAV) -> FLAV:
+    """The model again, with weights of its own, its blocks compiled."""
+    twin = deepcopy(model)
+    twin.compile_blocks()
+    return twin
+
+
+def pipelines(pipe: AVPipeline, ways: list[str]) -> dict[str, AVPipeline]:
+    """The pipeline as "ours", and by name some of `timing.WAYS` to do the same."""
+    models = {False: pipe.model, True: compiled(pipe.model) if any("compiled" in way for way in ways) else None}
+    more = {way: AVPipeline(models["compiled" in way], pipe.codec, pipe.device, pipe.dtype, graphs="graphs" in way)
+            for way in ways}  # fmt: skip
+    return {"ours": pipe, **more}
+
+
+def codec(
+    config: dict, vocoder: str = "griffin-lim", kind: type[AVCodec] = AVCodec, frames: FrameCodec | None = None
+) -> AVCodec:
+    """Patch-PCA with random components, or `frames`, and a vocoder: they need no files and cost what fitted ones do."""
+    mels, frames = config["n_mels"], frames or patch_pca(config["in_channels"])
     voice = GriffinLim(mels) if vocoder == "griffin-lim" else hifigan(mels)
     names = tuple(str(i) for i in range(config.get("num_classes", 0)))
     size = config["latent_size"] * PATCH
-    spec = AVSpec(n_mels=mels, image_size=size, codec="patch-pca", vocoder=vocoder, class_names=names)
+    spec = AVSpec(n_mels=mels, image_size=size, codec=frames.name, vocoder=vocoder, class_names=names)
     return kind(spec, frames, voice)
 
 
@@ -91,6 +122,13 @@ def patch_pca(channels: int) -> PatchPCA:
     values = 3 * PATCH**2
     basis = torch.linalg.qr(torch.randn(values, channels))[0].T.contiguous()
     return PatchPCA(torch.zeros(values), basis, torch.ones(channels))
+
+
+def sd_vae() -> SDVAE:
+    """Stable Diffusion's autoencoder in its real shape, with random weights."""
+    from diffusers import AutoencoderKL
+
+    return SDVAE(AutoencoderKL(**SD_VAE))
 
 
 def hifigan(mels: int) -> HiFiGAN:
@@ -127,6 +165,20 @@ def reference_frames(plain: Reference, model: FLAV, samples: list[int], n: int, 
     noise = fresh_noise(model, samples, seed, weight.device, torch.promote_types(weight.dtype, torch.float32))
     v, a = (torch.stack(frames, 1) for frames in zip(*(noise(k) for k in range(model.predict_frames))))
     return sample(plain, v, a, n, noise, y)
+
+
+def sound(model: FLAV, frames: int, seed: int = 0) -> Tensor:
+    """A random sound that may be given to the model: (1,frames,S,M), where its weights are, in float32 at least."""
+    weight, rng = next(model.parameters()), torch.Generator().manual_seed(seed)
+    drawn = torch.randn(1, frames, *model.frame_shapes[1], generator=rng)
+    return drawn.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+
+
+def reference_pictures(plain: Reference, model: FLAV, sound: Tensor, n: int, seed: int, scale: float):
+    """Clean pictures of the plain sampler for a sound (1,frames,S,M), as many as there are frames behind the window."""
+    noise = fresh_noise(model, [0], seed, sound.device, sound.dtype)
+    v, eps = (torch.stack(frames, 1) for frames in zip(*(noise(k) for k in range(model.predict_frames))))
+    return sample_a2v(plain, v, eps, n, noise, lambda k: sound[:, k], scale)
 
 
 def forward_pass(model: torch.nn.Module, inputs: tuple, autocast: bool = False):

@@ -19,6 +19,7 @@ from pathlib import Path
 import cli
 
 RESULTS = Path(__file__).parent / "results"
+WAYS = ("compiled", "graphs", "compiled+graphs")  # to sample, beside the eager one
 DTYPES = ("float32", "bfloat16", "float64")
 METHOD = (
     "After the warm-up the sides run in turn in one process, A B A B; seconds are medians, ratios medians and "
@@ -52,6 +53,12 @@ def add_model_arguments(parser: cli.Parser, model: str, whole: bool = True) -> N
                        "FLAV-tiny 8 of 12 channels")  # fmt: skip
     group.add_argument("--predict-frames", type=cli.positive, help="frames in the window; if not given 10, for "
                        "FLAV-tiny 8")  # fmt: skip
+
+
+def add_ways(parser: cli.Parser, *ways: str) -> None:
+    """More sides of ours, for the scripts that have them."""
+    parser.add_argument("--also", nargs="+", choices=ways, default=[], help="sides of ours beside the plain one: "
+                        "compiled blocks need a few runs of --warmup, graphs need CUDA")  # fmt: skip
 
 
 def begin(args):

@@ -28,6 +28,7 @@ def main(argv=None) -> None:
     p.add_argument("--batch-size", type=cli.positive, default=1, help="clips")
     p.add_argument("--grad-ckpt", action=argparse.BooleanOptionalAction, default=True, help="recompute blocks")
     p.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="time the plain side too")
+    timing.add_ways(p, "compiled")
     timing.add_arguments(p, repeats=5)
     args = p.parse_args(argv)
     device, dtype, ceiling = timing.begin(args)
@@ -52,32 +53,47 @@ def measure(args, device, dtype, ceiling: float) -> tuple[list[dict], dict]:
     models, steps = {"ours": model}, {"ours": subjects.training_step(model, batch, autocast)}
     steps["ours"]()
     peak = timing.peak_gib(device)
+    for way in args.also:
+        models[way] = subjects.compiled(model)
+        steps[way] = subjects.training_step(models[way], batch, autocast)
     if args.reference:
         models["reference"] = subjects.reference_of(model, config, share=False)
         steps["reference"] = subjects.training_step(models["reference"], batch, autocast)
     forwards = {name: subjects.forward_pass(net, batch[:3], autocast) for name, net in models.items()}
     rows = rows_of(args, config, forwards, steps, device, ceiling, peak)
-    return rows, {"config": config, "parameters": FLAVCosts(config).parameters}
+    facts = {"config": config, "parameters": FLAVCosts(config).parameters}
+    return rows, {**facts, **timing.gpu_peaks(steps, device)}
 
 
 def rows_of(args, config: dict, forwards: dict, steps: dict, device, ceiling: float, peak: float) -> list[dict]:
-    """The two rows; peak in GiB."""
-    import torch
-
+    """The two rows, and two for each of --also; peak in GiB, of ours."""
     from models.flav_costs import FLAVCosts
-    from training.ceiling import data_sheet_flops, device_name
 
     what = f"{args.model}, fusion {args.fusion}, batch {args.batch_size}, {args.dtype}"
     other = "reference" if args.reference else None
-    forward = timing.compared(f"forward, {what}", timing.alternate(forwards, args, device), "ours", other)
-    costs = FLAVCosts(config)
-    forward |= timing.share(costs.forward_flops(args.batch_size), forward["ours_s"], ceiling)
-    step = timing.compared(f"training step, {what}", timing.alternate(steps, args, device), "ours", other)
-    step |= timing.share(costs.training_flops(args.batch_size), step["ours_s"], ceiling)
-    mfu = costs.training_flops(args.batch_size, recomputed=False) / step["ours_s"] / ceiling
+    costs, rows = FLAVCosts(config), []
+    of_forwards, of_steps = timing.alternate(forwards, args, device), timing.alternate(steps, args, device)
+    for way in ("ours", *args.also):
+        forward = timing.compared(f"forward, {what}", of_forwards, way, other)
+        rows.append(forward | timing.share(costs.forward_flops(args.batch_size), forward["ours_s"], ceiling))
+        step = timing.compared(f"training step, {what}", of_steps, way, other)
+        step |= timing.share(costs.training_flops(args.batch_size), step["ours_s"], ceiling)
+        mfu = costs.training_flops(args.batch_size, recomputed=False) / step["ours_s"] / ceiling
+        step |= {"mfu": mfu, "note": f"MFU {mfu:.2f}{of_sheet(args, device, mfu * ceiling)}"}
+        if way == "ours":
+            step |= {"peak_gib": peak, "note": f"{step['note']}, {peak:.2f} GiB"}
+        rows.append(step)
+    return rows
+
+
+def of_sheet(args, device, flops: float) -> str:
+    """FLOP/s as a share of the maker's figure, in words, where there is one."""
+    import torch
+
+    from training.ceiling import data_sheet_flops, device_name
+
     sheet = data_sheet_flops(device_name(device), getattr(torch, args.dtype))
-    of_sheet = f" ({mfu * ceiling / sheet:.2f} of the data sheet)" if sheet else ""
-    return [forward, step | {"mfu": mfu, "peak_gib": peak, "note": f"MFU {mfu:.2f}{of_sheet}, {peak:.2f} GiB"}]
+    return f" ({flops / sheet:.2f} of the data sheet)" if sheet else ""
 
 
 if __name__ == "__main__":

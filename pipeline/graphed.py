@@ -7,9 +7,7 @@ from threading import Lock
 import torch
 from torch import Tensor, nn
 
-MET = (
-    2  # calls of a shape before it is captured: pre-rolling at n = 2 meets each length twice, then perhaps never again
-)
+MET = 2  # calls of a shape before it is captured: at n = 2 pre-rolling meets each length twice, and maybe never again
 MOST = 32  # graphs of a model, each with buffers of its own; shapes met later run as ever
 ALONE = Lock()  # a process may capture one graph at a time, and buffers serve one call at a time
 

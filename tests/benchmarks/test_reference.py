@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from benchmarks import subjects
+from benchmarks import a2v, subjects
 from benchmarks.sample_clip import sides_of
 from diffusion.flow import flow_loss
 from models import FLAV
@@ -59,6 +59,16 @@ def test_clip_is_that_of_our_sampler(fusion, n):
     torch.testing.assert_close(torch.stack(v, 1), clips.v, **EXACT)
     torch.testing.assert_close(torch.stack(a, 1), clips.a, **EXACT)
     assert clips.v.std() > 0.1 and clips.v[0].ne(clips.v[1]).all()
+
+
+@pytest.mark.parametrize("fusion", ["a", "c"])
+def test_pictures_for_a_given_sound_are_those_of_our_guidance(fusion):
+    model, plain, config = pair(fusion)
+    pipe = AVPipeline(model, subjects.codec(config, kind=subjects.Undecoded), dtype=torch.float64)
+    args, sound = Namespace(frames=6, num_timesteps=2, seed=1), subjects.sound(model, 6 + model.predict_frames)
+    ours, without = a2v.clip_of(args, pipe, sound, 5.0)(), a2v.clip_of(args, pipe, sound)()  # 25 enlarges rounding
+    torch.testing.assert_close(torch.stack(a2v.plain_clip_of(args, plain, model, sound, 5.0)(), 1), ours, **EXACT)
+    assert (ours - without).abs().max() > 1e-3
 
 
 def test_clip_of_16_frames_costs_320_frame_evaluations_of_500():

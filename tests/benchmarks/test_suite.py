@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import (
+    a2v,
     codec,
     forward,
     fusion,
     memory_cost,
+    rolling,
     sample_clip,
     stream,
     subjects,
@@ -123,7 +125,7 @@ def stream_arguments(tmp_path):
     from argparse import Namespace
 
     shape = dict(model="FLAV-tiny", fusion="c", latent_size=None, predict_frames=3, compile=False)
-    return Namespace(model_ckpt=None, vocoder="hifigan", num_timesteps=2, seed=0, **shape)
+    return Namespace(model_ckpt=None, vocoder="hifigan", codec="patch-pca", num_timesteps=2, seed=0, **shape)
 
 
 def test_stream_of_a_checkpoint(tmp_path):
@@ -152,6 +154,64 @@ def test_vocoder_chunks_are_exact_in_float64(tmp_path):
 def test_codec(tmp_path):
     rows = record_of(codec, tmp_path / "x.json", "--codecs", "patch-pca", "--image-size", "32")["rows"]
     assert [row["what"].split(",")[0] for row in rows] == ["encode", "decode"]
+
+
+WAYS = ["compiled", "graphs", "compiled+graphs"]
+
+
+@pytest.fixture
+def ways(monkeypatch):
+    """What --also made: models whose blocks were compiled, which is only noted, and the switches of pipelines."""
+    made = []
+    monkeypatch.setattr(FLAV, "compile_blocks", lambda model: made.append(model))
+    build = subjects.AVPipeline
+    monkeypatch.setattr(subjects, "AVPipeline", lambda model, *parts, graphs: made.append((model, graphs)) or
+                        build(model, *parts, graphs=graphs))  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("script, more", [
+    (rolling, []),
+    (sample_clip, ["--batch-sizes", "1", "--frames", "2", "--no-switches"]),
+    (stream, ["--compare-frames", "2", "--frames", "0", "--vocoder", "hifigan"]),
+], ids=["rolling", "clip", "stream"])  # fmt: skip
+def test_sampling_compiled_and_by_graphs_beside_the_reference_in_bfloat16(tmp_path, ways, script, more):
+    how = ["--dtype", "bfloat16", "--also", *WAYS]
+    rows = record_of(script, tmp_path / "x.json", *TINY, *more, *how)["rows"]
+    sides = [row["ours"] for row in rows if row.get("other") == "reference"]
+    assert sides == ["ours", *WAYS] * (2 if script is stream else 1)
+    twin, *pipes = ways  # compiled once, with weights of its own
+    (_, of_compiled), (eager, of_graphs), (last, of_both) = pipes
+    assert (of_compiled, of_graphs, of_both) == (False, True, True) and pipes[0][0] is last is twin is not eager
+    assert next(twin.parameters()).equal(next(eager.parameters()))
+
+
+@pytest.mark.parametrize("script, rows", [(forward, 1), (train_step, 2)], ids=["forward", "train_step"])
+def test_compiled_blocks_beside_eager_ones(tmp_path, ways, script, rows):
+    record = record_of(script, tmp_path / "x.json", *TINY, "--also", "compiled")
+    assert [row["ours"] for row in record["rows"]] == rows * ["ours"] + rows * ["compiled"] and len(ways) == 1
+    assert all("mfu" in row for row in record["rows"] if "training" in row["what"])
+
+
+def test_pictures_for_a_given_sound_in_bfloat16(tmp_path, ways):
+    how = ["--frames", "3", "--dtype", "bfloat16", "--also", "compiled"]
+    rows = record_of(a2v, tmp_path / "x.json", *TINY, *how)["rows"]
+    sides = [("ours", "reference"), ("compiled", "reference"), ("replace", "ours")]
+    assert [(row["ours"], row["other"]) for row in rows] == sides
+
+
+def test_peaks_of_the_sides_stand_in_their_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "gpu_peaks", lambda sides, device: {"gpu_peak_gib": dict.fromkeys(sides, 1.5)})
+    rows = record_of(a2v, tmp_path / "x.json", *TINY, "--frames", "3")["rows"]
+    assert rows[0]["note"] == "ours 1.50 GiB, reference 1.50 GiB" and "replace" in rows[1]["note"]
+
+
+def test_stream_with_the_autoencoder_of_stable_diffusion(tmp_path, monkeypatch):
+    small = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
+    monkeypatch.setattr(subjects, "SD_VAE", subjects.SD_VAE | small)
+    how = ["--codec", "sd-vae", "--vocoder", "hifigan", "--compare-frames", "2", "--frames", "0"]
+    record = record_of(stream, tmp_path / "x.json", *TINY, *how)
+    assert record["config"]["in_channels"] == 4 and len(record["rows"]) == 3
 
 
 def test_fusions_beside_none(tmp_path):
