@@ -23,13 +23,15 @@ Kept = list[dict[str, Shown]]  # of each block, what a memory shows to the windo
 class Conditioned(NamedTuple):
     """What depends on times and labels alone.
 
-    c_v, c_a: conditions (B,T,D). blocks, heads: the vectors made of them, (B,T,1,D), if they are known already.
+    c_v, c_a: conditions (B,T,D). blocks, heads: the vectors made of them, (B,T,1,D), if they are known already. rows:
+    all this side by side, as `FLAV.conditions` gives it.
     """
 
     c_v: Tensor
     c_a: Tensor
     blocks: Iterable[Modulation | None] = repeat(None)
     heads: tuple[tuple[Tensor, ...] | None, ...] = (None, None)
+    rows: tuple[Tensor, Tensor] | None = None
 
     def after(self, lead: int) -> "Conditioned":
         """That of the heads, of the frames after some."""
@@ -227,7 +229,7 @@ class FLAV(
         if lead:
             v, a, t, t_a, x, z = (y[:, lead:] for y in (v, a, t, t_a, x, z))
             conditioned = conditioned.after(lead)
-        c_v, c_a, _, (of_v, of_a) = conditioned
+        c_v, c_a, _, (of_v, of_a), _ = conditioned
         p, side = self.patch_size, self.latent_size // self.patch_size
         dv = rearrange(
             self.video_head(x, c_v, of_v), "b t (h w) (p q c) -> b t c (h p) (w q)", h=side, w=side, p=p, q=p
@@ -271,7 +273,7 @@ class FLAV(
 
         to_the_end: if not, the feed-forwards of the last block are left out, which show nothing to other frames.
         """
-        c_v, c_a, of_blocks, _ = conditioned
+        c_v, c_a, of_blocks, *_ = conditioned
         T, at = v.shape[1] - lead, None
         of_frames = self.video_frame_pos[:T], self.audio_frame_pos[:T]
         if lead:
@@ -310,7 +312,7 @@ class FLAV(
         c_v, *of_v, head_v = video.split([D, *of_v, 2 * D], dim=-1)
         c_a, *of_a, head_a = audio.split([D, *of_a, 2 * D], dim=-1)
         blocks = [block.vectors(*of) for block, *of in zip(self.blocks, of_v, of_a)]
-        return Conditioned(c_v, c_a, blocks, (adaptive(head_v, 2), adaptive(head_a, 2)))
+        return Conditioned(c_v, c_a, blocks, (adaptive(head_v, 2), adaptive(head_a, 2)), (video, audio))
 
     def _embedded(self, t, y, t_a, y_a, text: Text | None, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Time embedding, and that of class or text where there is one: (B,T,D) of each branch."""

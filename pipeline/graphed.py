@@ -5,7 +5,9 @@ from collections.abc import Callable
 from threading import Lock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from models.flav import FLAV, Conditioned
 
 MET = 2  # calls of a shape before it is captured: at n = 2 pre-rolling meets each length twice, and maybe never again
 MOST = 32  # graphs of a model, each with buffers of its own; shapes met later run as ever
@@ -24,7 +26,7 @@ class Graphed:
         capture: does a call once and returns what does it again, and where that leaves its results.
     """
 
-    def __init__(self, model: nn.Module, capture: Capture):
+    def __init__(self, model: FLAV, capture: Capture):
         self.model, self._capture, self._met, self._graphs = model, capture, Counter(), {}
 
     def __call__(
@@ -34,13 +36,13 @@ class Graphed:
         t: Tensor,
         y: Tensor | None = None,
         t_a: Tensor | None = None,
-        conditions: tuple[Tensor, Tensor] | None = None,
+        conditions: Conditioned | None = None,
         kept=None,
         **more,
     ) -> tuple[Tensor, Tensor]:
         """As `FLAV.forward`."""
         if conditions is not None and kept is None and not torch.is_grad_enabled():
-            inputs = (v, a, t, *conditions, *([] if t_a is None else [t_a]))
+            inputs = (v, a, t, *conditions.rows, *([] if t_a is None else [t_a]))
             with ALONE:
                 if graph := self._graph_for(inputs):
                     return _replayed(*graph, inputs)
@@ -54,7 +56,7 @@ class Graphed:
             if self._met[key] <= MET or len(self._graphs) == MOST:
                 return None
             v, a, t, of_v, of_a, *t_a = buffers = [x.clone() for x in inputs]
-            graph = self._capture(lambda: self.model(v, a, t, None, *t_a, conditions=(of_v, of_a)))
+            graph = self._capture(lambda: self.model(v, a, t, None, *t_a, conditions=self.model.parted(of_v, of_a)))
             self._graphs[key] = buffers, *graph
         return self._graphs[key]
 
