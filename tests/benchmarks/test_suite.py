@@ -242,6 +242,7 @@ def test_suite_runs_what_is_asked_and_tells_what_fails(tmp_path, monkeypatch, ca
         summary.main(["--out", str(tmp_path), "--model-ckpt", str(tmp_path / "none")])
     told, table = capsys.readouterr().out, (tmp_path / "summary.md").read_text()
     assert "is no checkpoint (make demo leaves one)" in told and "codec_cpu failed: codec.py: error: no memory" in told
+    assert "| official | forward, FLAV-S/2, float32 | 1.05 |" in table
     assert table.count("2.00 (2.00-2.00)") == 9 and "- a CPU; 1 CPU thread(s), float32, torch 2" in table
     assert all(Path(command[1]).is_file() for command in commands) and len(commands) == 10
     commands.clear()
