@@ -14,8 +14,8 @@ from benchmarks import timing
 
 SCALE = 25.0  # of the gradient
 METHOD = (
-    "A clip of random weights whose sound is random and known; nothing is decoded. Guidance takes a gradient through "
-    "the whole window in each step, so nothing is skipped; the side named replace places the sound on its lines alone."
+    "A clip of random weights to a random sound of its length; nothing is decoded. Guidance takes a gradient through "
+    "all frames whose sound is given; the side named replace only places the sound on its lines."
 )
 
 
@@ -42,7 +42,7 @@ def measure(args, device, dtype) -> tuple[list[dict], dict]:
     model = subjects.random(FLAV(**config), args.seed).to(device, dtype).eval()
     pipe = AVPipeline(model, subjects.codec(config, kind=subjects.Undecoded), device, dtype)
     pipes = subjects.pipelines(pipe, args.also)
-    plain, sound = subjects.reference_of(model, config), subjects.sound(model, args.frames + model.predict_frames)
+    plain, sound = subjects.reference_of(model, config), subjects.sound(model, args.frames)
     if args.compile:
         model.compile_blocks()
     sides = {way: clip_of(args, one, sound, SCALE) for way, one in pipes.items()}

@@ -216,32 +216,35 @@ def sample(
 
 
 def sample_a2v(
-    model: Reference, v: Tensor, eps: Tensor, n: int, noise: Callable, sound: Callable, scale: float
+    model: Reference, v: Tensor, a: Tensor, n: int, noise: Callable, sound: Tensor, scale: float
 ) -> Iterator[Tensor]:
     """Clean video latents (B,C,H,W) for a given sound, one after the other and without end, as `sample` makes them.
 
-    The sound lies on its lines from noise to data; pictures are led down the gradient of its velocity's error.
+    The sound lies on its lines from noise to data, and behind its end it is generated; pictures that are on their way
+    are led down the gradient of its velocity's error.
 
     Args:
-        v, eps: window of noise, of pictures and sound. noise: as of `sample`. sound: frame -> (B,S,M), clean.
+        v, a, n, noise: as of `sample`. sound: (B,L,S,M) of the first L frames.
         scale: of the gradient of each clip's mean squared error.
     """
-    T, dtype = v.shape[1], model.audio_embed.weight.dtype
-    clean = torch.stack([sound(k) for k in range(T)], 1)
+    T, dtype, eps = v.shape[1], model.audio_embed.weight.dtype, a
     for frame in count():
+        x = F.pad(sound[:, frame : frame + T], (0, 0, 0, 0, 0, T))[:, :T]  # zeros where nothing is known
+        given = (torch.arange(frame, frame + T) < sound.shape[1]).to(v.device)
+        mask, known = given[:, None, None], given.sum().clamp(min=1) * x[0, 0].numel()
         for t, t_next in schedule(frame, n, T, v.device):
-            at, x = t.to(eps.dtype)[:, None, None], v.detach().requires_grad_()
+            at, dt = t.to(a.dtype)[:, None, None], (t_next - t).to(a.dtype)[:, None, None]
+            a, led = torch.where(mask, at * x + (1 - at) * eps, a), v.detach().requires_grad_()
             with torch.enable_grad():
-                a = at * clean + (1 - at) * eps
-                dv, da = model(x.to(dtype), a.to(dtype), t.expand(len(v), T))
-                error = (clean - eps - da).square().flatten(1).mean(1).sum()
-                (gradient,) = torch.autograd.grad(error, x)
-            corrected = ((t_next > t) & (t_next < 1)).to(v.dtype)[:, None, None, None] * gradient
-            v = v + (t_next - t).to(v.dtype)[:, None, None, None] * (dv.detach() - scale * corrected)
+                dv, da = model(led.to(dtype), a.to(dtype), t.expand(len(v), T))
+                error = ((x - eps - da).square() * mask).flatten(1).sum(1) / known
+                (gradient,) = torch.autograd.grad(error.sum(), led)
+            on_its_way = ((t_next > t) & (t_next < 1))[:, None, None, None]
+            v = v + dt[..., None] * (dv.detach() - scale * on_its_way * gradient)
+            a = a + dt * da.detach()
         yield v[:, 0]
-        new_v, new_eps = noise(frame + T)
-        v, eps = torch.cat([v[:, 1:], new_v[:, None]], 1), torch.cat([eps[:, 1:], new_eps[:, None]], 1)
-        clean = torch.cat([clean[:, 1:], sound(frame + T)[:, None]], 1)
+        new_v, new_a = (new[:, None] for new in noise(frame + T))
+        v, a, eps = (torch.cat([old[:, 1:], new], 1) for old, new in ((v, new_v), (a, new_a), (eps, new_a)))
 
 
 def schedule(frame: int, n: int, T: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

@@ -175,10 +175,10 @@ def sound(model: FLAV, frames: int, seed: int = 0) -> Tensor:
 
 
 def reference_pictures(plain: Reference, model: FLAV, sound: Tensor, n: int, seed: int, scale: float):
-    """Clean pictures of the plain sampler for a sound (1,frames,S,M), as many as there are frames behind the window."""
+    """Clean pictures of the plain sampler for a sound (1,L,S,M): as of `sample_a2v`."""
     noise = fresh_noise(model, [0], seed, sound.device, sound.dtype)
-    v, eps = (torch.stack(frames, 1) for frames in zip(*(noise(k) for k in range(model.predict_frames))))
-    return sample_a2v(plain, v, eps, n, noise, lambda k: sound[:, k], scale)
+    v, a = (torch.stack(frames, 1) for frames in zip(*(noise(k) for k in range(model.predict_frames))))
+    return sample_a2v(plain, v, a, n, noise, sound, scale)
 
 
 def forward_pass(model: torch.nn.Module, inputs: tuple, autocast: bool = False):
