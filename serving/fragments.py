@@ -10,7 +10,7 @@ from data.av import Writer
 
 OPENING = (b"ftyp", b"moov")  # boxes of the beginning
 HEADER = 8  # bytes of a box: its length and its name
-SMOOTH = 40  # pictures/s at least: Chromium lets one drift from the sound by half of its time, or 15 ms if that is more
+SMOOTH = 60  # pictures/s at least: Chromium lets one drift from the sound by half of its time, or 15 ms if that is more
 
 
 class Fragments:

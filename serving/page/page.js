@@ -397,7 +397,7 @@ function meters() {
   $("m-speed").value = speed === null ? "–" : speed.toFixed(1);
   $("m-p50").value = p50 === null ? "–" : (1000 * p50).toFixed(0);
   $("m-p99").value = p99 === null ? "–" : (1000 * p99).toFixed(0);
-  if (live.offset !== undefined) $("m-offset").value = live.offset.toFixed(0);
+  if (live.offset !== undefined) $("m-offset").value = Math.round(live.offset);  // which has no -0
   $("rest").textContent = paused || released ? "Go on" : "Pause the model";
   if (!player) return status(released ? "the model's memory is free" : "waiting for the first frame", "");
   const made = (player.edge - player.video.currentTime) * live.model.fps + (live.playing ? 1 : 0);

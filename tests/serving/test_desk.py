@@ -60,7 +60,7 @@ def test_every_fragment_has_a_base_that_browsers_take():
             assert flags & 0x020000 and not flags & 0x1  # default-base-is-moof, no base-data-offset
 
 
-@pytest.mark.parametrize("fps, rate", [(10, 40), (16, 48), (25, 50), (40, 40), (60, 60)])
+@pytest.mark.parametrize("fps, rate", [(10, 60), (16, 64), (25, 75), (30, 60), (60, 60)])
 def test_pictures_are_repeated_until_none_may_drift_far_and_a_viewer_joins_within_a_tenth_of_a_second(fps, rate):
     frames = torch.arange(32, dtype=torch.uint8).mul(8)[:, None, None, None].expand(-1, 64, 64, 3)
     film = Fragments(64, fps, 16000)
