@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from accelerate.state import PartialState
 
 ROOT = Path(__file__).parent
-SMALL = 10_000_000  # parameters
 PACKAGES = ("torch", "torchaudio", "diffusers", "accelerate", "av", "numpy")  # whose versions change results
 PATIENCE = timedelta(days=7)  # of a process that has done its share; the launcher ends all of them when one fails
 
@@ -207,8 +206,10 @@ def share_cores(model) -> None:
     """One thread for a small model on a CPU, whose kernels are too short to share; OMP_NUM_THREADS overrules it."""
     import torch
 
-    size = sum(p.numel() for p in model.parameters())
-    if "OMP_NUM_THREADS" not in os.environ and size < SMALL and next(model.parameters()).device.type == "cpu":
+    from pipeline.dtypes import is_large
+
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if "OMP_NUM_THREADS" not in os.environ and on_cpu and not is_large(model):
         torch.set_num_threads(1)
 
 

@@ -18,7 +18,17 @@ if TYPE_CHECKING:  # torch and starlette load after the arguments are known to b
     from pipeline import AVPipeline
     from serving.desk import Desk
 
-AS_GIVEN = ("adapter", "audio_scale", "codec_source", "sound_source", "text_source", "vocoder", "device", "solver")
+AS_GIVEN = (
+    "adapter",
+    "audio_scale",
+    "codec_source",
+    "sound_source",
+    "text_source",
+    "vocoder",
+    "device",
+    "solver",
+    "dtype",
+)
 LEAST_LEAD = 0.3  # s
 
 
@@ -171,7 +181,6 @@ def facts(args, pipe: AVPipeline) -> dict:
 def checkpoint(args) -> str:
     """The checkpoint and what belongs to it, as commands name it."""
     given = [(name, getattr(args, name)) for name in AS_GIVEN if getattr(args, name) is not None]
-    given.append(("dtype", args.dtype))
     given += [("negative_prompt", args.negative_prompt)] * bool(args.negative_prompt)
     more = [f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in given]
     return " ".join([shlex.quote(str(args.model_ckpt)), *more])

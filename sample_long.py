@@ -263,7 +263,7 @@ def save(films: dict[str, tuple[Beginning, Film]], pipe: AVPipeline, args) -> No
     """Write the state of each film, from which it goes on after its last written frame."""
     for name, (begun, film) in films.items():
         if film.state.frame >= film.real_until:  # before that a new run is the way to go on
-            facts = dict(base=begun.base, checksum=pipe.checksum, cfg_scale=args.cfg_scale, dtype=args.dtype)
+            facts = dict(base=begun.base, cfg_scale=args.cfg_scale, **pipe.of_states)
             facts |= {"negative": args.negative_prompt} if args.negative_prompt else {}
             film.state.save(args.results_dir / f"{name}.state.safetensors", **facts)
 

@@ -22,7 +22,7 @@ from models.text import TextEncoder, load_text_encoder
 from pipeline.adapter import load_adapter
 from pipeline.avcodec import AVCodec
 from pipeline.clips import ClipPipeline, Clips
-from pipeline.dtypes import natural_dtype
+from pipeline.dtypes import name_of, natural_dtype
 from pipeline.graphed import CUDAGraphs, Graphed
 from pipeline.linked import LinkedPipeline
 from pipeline.overlap import steps_of
@@ -323,6 +323,11 @@ class AVPipeline:
             for name, weight in part.state_dict().items():
                 digest.update(name.encode() + weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    @property
+    def of_states(self) -> dict[str, str]:
+        """What is saved beside a state: by which model, in which type, it was made."""
+        return {"checksum": self.checksum, "dtype": name_of(self.dtype)}
 
 
 def _remembering(window: Window, v: Tensor, a: Tensor) -> Window:

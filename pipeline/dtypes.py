@@ -6,10 +6,14 @@ from torch import nn
 LARGE = 10_000_000  # parameters from which on products, not operations, take the time
 
 
+def is_large(model: nn.Module) -> bool:
+    """Whether products take the time of its calls."""
+    return sum(p.numel() for p in model.parameters()) >= LARGE
+
+
 def natural_dtype(model: nn.Module, device: torch.device | str) -> torch.dtype:
     """bfloat16 for a large model where the device computes it natively, else float32."""
-    large = sum(p.numel() for p in model.parameters()) >= LARGE
-    return torch.bfloat16 if large and native_bfloat16(torch.device(device)) else torch.float32
+    return torch.bfloat16 if is_large(model) and native_bfloat16(torch.device(device)) else torch.float32
 
 
 def native_bfloat16(device: torch.device) -> bool:
@@ -23,3 +27,9 @@ def native_bfloat16(device: torch.device) -> bool:
 def name_of(dtype: torch.dtype) -> str:
     """As scripts and files say it, such as float32."""
     return str(dtype).removeprefix("torch.")
+
+
+def is_dtype(name: object) -> bool:
+    """Whether it names a type that a model can compute with."""
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point

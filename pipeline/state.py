@@ -16,6 +16,7 @@ from diffusion.noise import Modality
 from diffusion.pace import pace
 from diffusion.rolling import Window
 from models.text import NULL_TEXT
+from pipeline.dtypes import is_dtype
 from pipeline.prompts import Said
 
 
@@ -163,6 +164,8 @@ def _check(state: StreamState, facts: dict) -> None:
         raise ValueError(f"its base {shown(base)} is no plain file name")
     if not isinstance(facts.get("negative", ""), str):
         raise ValueError(f"its negative prompt {shown(facts['negative'])} is no text")
+    if not is_dtype(facts.get("dtype", "float32")):
+        raise ValueError(f"its type of numbers {shown(facts['dtype'])} is none")
     if type(facts.get("cfg_scale", 1.0)) not in (int, float):
         raise ValueError(f"its cfg scale {shown(facts['cfg_scale'])} is no number")
 

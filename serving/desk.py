@@ -13,7 +13,6 @@ import torch
 from data.av import MediaError
 from diffusion.pace import pace
 from pipeline import AVPipeline, Streams, StreamState
-from pipeline.dtypes import name_of
 from pipeline.film import RealClip
 from pipeline.overlap import steps_of
 from pipeline.streams import Chunk
@@ -67,7 +66,7 @@ class Desk:
 
     def _open(self) -> None:
         self.pipe = self._load()
-        self.of_model = dict(checksum=self.pipe.checksum, dtype=name_of(self.pipe.dtype))
+        self.of_states = self.pipe.of_states
         self.streams = self._no_streams()
         self._made: deque[tuple[Streams, list[tuple[str, Chunk]]]] = deque()
         self._settle()
@@ -328,7 +327,7 @@ class Desk:
 
     def facts(self, film: Film) -> dict:
         """What is saved beside a state, as sample_long.py does."""
-        facts = dict(base=f"live_{film.number}", cfg_scale=self.settings.guidance, **self.of_model)
+        facts = dict(base=f"live_{film.number}", cfg_scale=self.settings.guidance, **self.of_states)
         return facts | ({"negative": self.settings.negative} if self.settings.negative else {})
 
     def save(self, film: int, path: Path) -> None:

@@ -99,6 +99,15 @@ def test_a_state_from_before_types_were_kept_goes_on_in_float32(native, checkpoi
     assert cli.load_pipeline(args, state=args.resume).dtype == torch.float32 and args.dtype == "float32"
 
 
+@pytest.mark.parametrize("dtype", ["float31", "int8", "nn", "", None, 3, ["float32"]])
+def test_a_state_of_no_type_is_refused_before_a_model_is_made_of_it(checkpoint, tmp_path, dtype):
+    pipe = AVPipeline.from_pretrained(checkpoint, "cpu")
+    pipe.new_stream().save(tmp_path / "odd", **pipe.of_states | {"dtype": dtype})
+    args = sample_long.parse(["--model-ckpt", str(checkpoint), "--device", "cpu", "--resume", str(tmp_path / "odd")])
+    with pytest.raises(ValueError, match=r"no complete stream state \(its type of numbers .* is none\)"):
+        cli.load_pipeline(args, state=args.resume)
+
+
 def test_mixed_precision_is_that_of_the_run_that_goes_on_else_what_the_device_computes(native, tmp_path, monkeypatch):
     def settled(**more):
         args = Namespace(mixed_precision="auto", model="FLAV-S/2", dtype="float32", experiment_dir=tmp_path)

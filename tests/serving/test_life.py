@@ -167,7 +167,7 @@ def test_a_state_that_is_opened_and_given_another_seed_is_exported_so(tmp_path):
 
 
 def test_ctrl_c_saves_without_a_model_over_no_older_state_and_says_the_steps(tmp_path, capsys):
-    args = Namespace(results_dir=tmp_path, model_ckpt="EXPORT", dtype="float32", negative_prompt=None,
+    args = Namespace(results_dir=tmp_path, model_ckpt="EXPORT", negative_prompt=None,
                      **dict.fromkeys(live.AS_GIVEN))  # fmt: skip
     (tmp_path / "live_1.state.safetensors").write_text("of an earlier film")
     here = desk(steps=1)
