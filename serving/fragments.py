@@ -1,6 +1,5 @@
 """A growing mp4 cut into what a browser's Media Source Extensions take: a beginning, then fragments."""
 
-import math
 import re
 from collections.abc import Iterator
 
@@ -10,11 +9,10 @@ from data.av import Writer
 
 OPENING = (b"ftyp", b"moov")  # boxes of the beginning
 HEADER = 8  # bytes of a box: its length and its name
-SMOOTH = 60  # pictures/s at least: Chromium lets one drift from the sound by half of its time, or 15 ms if that is more
 
 
 class Fragments:
-    """A film as H.264 and AAC for a browser, each picture as often as `SMOOTH` asks; a viewer may join at any fragment.
+    """A film as H.264 and AAC for a browser; a viewer may join at any fragment that begins a tenth of a second.
 
     Args:
         side: of the square pictures, px. fps, sample_rate: as of `data.av.Writer`.
@@ -24,12 +22,11 @@ class Fragments:
 
     def __init__(self, side: int, fps: float, sample_rate: int):
         self._left, self._boxes, self.opening = b"", b"", b""
-        self._times = math.ceil(SMOOTH / fps)
-        self._writer = Writer(self, side, side, self._times * fps, sample_rate, wav=False, preset="live")
+        self._writer = Writer(self, side, side, fps, sample_rate, wav=False, preset="live")
 
     def add(self, frames: Tensor, wave: Tensor) -> list[bytes]:
         """Take in frames uint8 (t,H,W,3) with their sound; the fragments that are whole now."""
-        self._writer.write(frames.repeat_interleave(self._times, 0), wave)
+        self._writer.write(frames, wave)
         return list(self._whole())
 
     def close(self) -> list[bytes]:

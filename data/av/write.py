@@ -20,6 +20,7 @@ from data.av.media import MediaError
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}  # FFmpeg's names
 KEYFRAME = Fraction(1, 2)  # s; longest stretch of a growing film without a keyframe
+AGAIN = Fraction(3, 25)  # of a frame's time, its end, in which its picture is written again
 WAV_BYTES = 2**32 - 2**12  # sound in one wav, whose sizes are 32 bits; 37 hours at 16 kHz
 
 
@@ -31,6 +32,7 @@ class Preset:
     options: dict[str, dict[str, str]]  # by container
     grows: bool  # readable while it is written, so it has its own name from the first moment
     keyframe: Fraction = KEYFRAME  # s, of a growing one
+    often: int = 0  # pictures/s at least: each is written again, at the end of its time
 
 
 PRESETS = {
@@ -62,6 +64,7 @@ PRESETS = {
         },
         grows=True,
         keyframe=Fraction(1, 10),
+        often=60,  # Chromium refreshes as often as there are pictures, and holds even ones for 17 to 33 ms too long
     ),
 }
 
@@ -169,15 +172,17 @@ class Writer:
         return now
 
     def _open(self, target: "str | _Pipe", container: str, rate: Fraction, sample_rate: int) -> None:
-        x264 = dict(self._preset.x264)
+        x264, again = dict(self._preset.x264), max(0, math.ceil(self._preset.often / rate) - 1)
+        self._places = [Fraction(0), *(1 - AGAIN * (again - i) / again for i in range(again))]  # in a frame's time
         if self._preset.grows:
-            x264["g"] = str(max(1, math.floor(rate * self._preset.keyframe)))
+            x264["g"] = str(len(self._places) * max(1, math.floor(rate * self._preset.keyframe)))
         self._container = av.open(target, "w", format=container, options=self._preset.options[container])
-        self._video = self._container.add_stream("libx264", rate=rate, options=x264)
+        self._video = self._container.add_stream("libx264", rate=len(self._places) * rate, options=x264)
         self._video.width, self._video.height = self.width + self.width % 2, self.height + self.height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.thread_count = 1  # equal input gives equal bytes
-        self._video.codec_context.time_base = 1 / rate
+        self._ticks = math.lcm(*(place.denominator for place in self._places))  # of the clock, in a frame
+        self._video.codec_context.time_base = 1 / (self._ticks * rate)
         self._audio = self._container.add_stream("aac", rate=sample_rate, layout="mono", options={"aac_pns": "0"})
         self._audio.bit_rate = 64000
         with writing(self.path):
@@ -210,8 +215,10 @@ class Writer:
         if self.height % 2 or self.width % 2:
             pixels = np.pad(pixels, ((0, self.height % 2), (0, self.width % 2), (0, 0)), mode="edge")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        frame.pts, frame.time_base = self.frames, self._video.codec_context.time_base
-        self._container.mux(self._video.encode(frame))
+        frame.time_base = self._video.codec_context.time_base
+        for place in self._places:
+            frame.pts = int(self._ticks * (self.frames + place))
+            self._container.mux(self._video.encode(frame))
         self.frames += 1
 
     def _write_sound(self, wave: Tensor) -> None:
