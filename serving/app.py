@@ -175,18 +175,19 @@ class Room:
             name, path = shown_name(request.query_params.get("name", "")), self.uploads.path()
             if int(request.headers.get("content-length", "0")) > self.uploads.bounds.size:
                 raise ValueError(f"a file has {self.uploads.bounds.size // 2**20} MiB at most; drop a smaller one")
+            needed = False
             try:
                 async with asyncio.timeout(PATIENCE):
                     await self.uploads.keep(request.stream(), path)
-                return JSONResponse(await self.ask(await self._read(kind, film, path, name)))
+                answer = await self.ask(await self._read(kind, film, path, name))
+                needed = kind != "state"  # media are read while they are played, and then removed
+                return JSONResponse(answer)
             except ClientDisconnect:
-                path.unlink(missing_ok=True)
                 return JSONResponse({"text": "the file did not come whole"}, 400)
             except Exception as error:
-                path.unlink(missing_ok=True)
                 raise ValueError(refusal(error, path, name)) from None
             finally:
-                if kind == "state":
+                if not needed:
                     path.unlink(missing_ok=True)
 
     async def _read(self, kind: str, film: int, path: Path, name: str) -> dict:

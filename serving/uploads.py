@@ -33,23 +33,19 @@ class Uploads:
         return self.folder / f"file_{next(self._numbers):06d}{suffix}"
 
     async def keep(self, parts: AsyncIterator[bytes], path: Path) -> None:
-        """Write what comes to a file, which is removed again if it is not whole.
+        """Write what comes to a file; who asks for it removes it, whole or not.
 
         Raises:
             ValueError: it is empty or too large.
         """
         size = 0
-        try:
-            with path.open("wb") as file:
-                async for part in parts:
-                    if (size := size + len(part)) > self.bounds.size:
-                        raise ValueError(f"a file has {self.bounds.size // 2**20} MiB at most; drop a smaller one")
-                    file.write(part)
-            if not size:
-                raise ValueError("the file is empty; drop another one")
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
+        with path.open("wb") as file:
+            async for part in parts:
+                if (size := size + len(part)) > self.bounds.size:
+                    raise ValueError(f"a file has {self.bounds.size // 2**20} MiB at most; drop a smaller one")
+                file.write(part)
+        if not size:
+            raise ValueError("the file is empty; drop another one")
 
     def examine(self, path: Path, kind: str) -> None:
         """Look at a media file before it is decoded, for its "sound", its "picture", or both as a "clip".

@@ -1,5 +1,6 @@
 """The live page in trouble: what was changed is never lost, what fails harms nothing else, nothing is left behind."""
 
+import asyncio
 import json
 import random
 import time
@@ -12,9 +13,10 @@ import live
 from pipeline import StreamState
 from pipeline.film import RealClip
 from serving.engine import FAILURES
+from serving.film import Piece
 from serving.given import FADE, Given
-from serving.hub import ANSWERS, RECENT, Hub, Item, Viewer
-from serving.uploads import Uploads
+from serving.hub import ANSWERS, KINDS, RECENT, UNTOLD, Hub, Item, Viewer
+from serving.uploads import Uploads, shown_name
 from tests.given import NAMES, WINDOW, write_sound, write_video
 from tests.serving.desks import Server, desk, of_type, shown, until
 from tests.serving.test_desk import frames_of
@@ -193,11 +195,34 @@ def test_one_who_comes_gets_every_film():
         hub.join(viewer)
         return viewer
 
-    import asyncio
-
     viewer = asyncio.run(joined())
     data = [item.data[0] for item in viewer._waiting if item.kind == "fragment"]
     assert not viewer.dropped and [data.count(film) for film in (1, 2, 3)] == [RECENT] * 3
+
+
+def test_one_who_watches_three_films_may_leave_three_times_as_many_fragments_untold():
+    class Page:
+        sent = 0
+
+        async def send_text(self, text):
+            pass
+
+        async def send_bytes(self, data):
+            self.sent += data[0] == KINDS["fragment"]
+
+    async def watched():
+        hub, viewer = Hub(lambda *counts: None), Viewer(Page())
+        hub.join(viewer)
+        sending = asyncio.create_task(viewer.send())
+        for film in (1, 2, 3):
+            hub._spread([Piece("opening", film, 0, b"avcC\x01\x64\x00\x0a")])
+        for frame in range(UNTOLD + 5):
+            hub._spread([Piece("fragment", film, frame, b"") for film in (1, 2, 3)])
+            await asyncio.sleep(0)
+        sending.cancel()
+        return viewer.websocket.sent
+
+    assert asyncio.run(watched()) == 3 * UNTOLD
 
 
 def test_a_model_that_always_fails_pauses_and_is_told_so_a_few_times(server):
@@ -273,6 +298,20 @@ def test_a_file_that_names_files_is_refused(tmp_path):
             uploads.examine(list_of, "clip")
     finally:
         uploads.close()
+
+
+@pytest.mark.parametrize(
+    "name, shown",
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\mine\\a.mp4", "a.mp4"),
+        ("a\0b\n", "ab"),
+        ("x" * 99, "x" * 60),
+        ("/", "the file"),
+    ],
+)
+def test_of_the_name_of_a_file_only_the_end_is_shown(name, shown):
+    assert shown_name(name) == shown
 
 
 def test_part_of_a_file_is_not_sent_and_nothing_is_left(server):
