@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import allocator
 from data.folders import composed, nearest
 from diffusion.pace import SOLVERS, check_sampling, read_pace
 
@@ -404,6 +405,7 @@ def run(main: Callable[[], None]) -> None:
 
     RFLAV_TRACEBACK=1 shows where they came from.
     """
+    allocator.keep_freed()
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: names of files need not be UTF-8
     try:
         main()

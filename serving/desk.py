@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import allocator
 from data.av import MediaError
 from diffusion.pace import pace
 from pipeline import AVPipeline, Streams, StreamState
@@ -343,6 +344,7 @@ class Desk:
             film.leave_clip()
         self.pipe = self.streams = self._steps = self._place = None
         gc.collect()
+        allocator.give_back()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
