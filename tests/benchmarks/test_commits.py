@@ -1,0 +1,43 @@
+"""What changes gained is measured by the same lines in both trees."""
+
+import json
+
+import pytest
+
+from benchmarks import commits
+from models import FLAV_presets
+
+ONCE = ["--seconds", "0", "--warmup", "0", "--repeats", "1"]
+
+
+def test_every_case_of_the_small_model_runs_here(monkeypatch, capsys):
+    monkeypatch.setattr("training.ceiling.matmul_ceiling", lambda *_: 1.0)
+    monkeypatch.setitem(
+        FLAV_presets, "FLAV-tiny", FLAV_presets["FLAV-tiny"] | dict(hidden_size=32, num_heads=2, depth=2)
+    )
+    cases = ["call_1", "clip_1", "guided_1", "training_tiny_1"]
+    commits.main(["--here", "--only", *cases, *ONCE])
+    seconds = json.loads(capsys.readouterr().out)
+    assert list(seconds) == cases and all(x > 0 for x in seconds.values())
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--before", "nonesuch"], "--before nonesuch is no commit"),
+        (["--before", "HEAD", "--dtype", "bfloat16"], "float32"),
+        ([], "--before COMMIT"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_runs(arguments, said, capsys):
+    with pytest.raises((ValueError, SystemExit)) as error:
+        commits.main([*arguments, *ONCE])
+    assert said in f"{error.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.slow
+def test_a_commit_is_measured_beside_this_tree(tmp_path):
+    commits.main(["--before", "HEAD", "--only", "call_1", "training_tiny_1", *ONCE, "--out", str(tmp_path / "x.json")])
+    call, step = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert (call["ours"], call["other"]) == ("after", "before") and 0.2 < call["ratio"] < 5
+    assert 0 < step["mfu"]["after"] < 1.5
