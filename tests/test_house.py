@@ -13,13 +13,14 @@ LEAVES = ("models", "diffusion", "data", "vocoder", "metrics")
 JOINTS = ("pipeline", "training", "evaluation", "serving")  # where leaves meet: to generate, learn, measure, show
 ROOMS = (*LEAVES, *JOINTS)
 SHARED = ("cli", "conditional")  # by scripts
-SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem not in SHARED)
+GROUND = ("allocator",)  # on which all may stand, since it stands on nothing of ours
+SCRIPTS = sorted(p.stem for p in ROOT.glob("*.py") if p.stem not in (*SHARED, *GROUND))
 BENCHMARKS = sorted(
     f"benchmarks/{p.stem}"
     for p in (ROOT / "benchmarks").glob("*.py")
     if "def main" in p.read_text() and p.stem not in ("extend", "memory")  # which compute with numpy
 )
-OURS = {*ROOMS, *SCRIPTS, *SHARED}
+OURS = {*ROOMS, *SCRIPTS, *SHARED, *GROUND}
 
 
 @cache
@@ -81,6 +82,10 @@ def test_only_the_live_page_knows_of_servers():
     assert found and all(name == "live.py" or name.startswith("serving/") for name in found)
     assert not imports(ROOT / "live.py", inside=False) & web
     assert not [path for path in files("serving") if imports(path) & {"training", "evaluation"}]
+
+
+def test_what_all_may_stand_on_imports_nothing_of_the_house():
+    assert not {name: found for name in GROUND if (found := imports(ROOT / f"{name}.py") & OURS)}
 
 
 def test_no_room_imports_a_script():
