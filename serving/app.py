@@ -173,8 +173,7 @@ class Room:
             raise ValueError("another file is being read; wait until it is there")
         async with self._reading:
             name, path = shown_name(request.query_params.get("name", "")), self.uploads.path()
-            if int(request.headers.get("content-length", "0")) > self.uploads.bounds.size:
-                raise ValueError(f"a file has {self.uploads.bounds.size // 2**20} MiB at most; drop a smaller one")
+            self.uploads.check_size(int(request.headers.get("content-length", "0")))
             needed = False
             try:
                 async with asyncio.timeout(PATIENCE):

@@ -32,6 +32,11 @@ class Uploads:
         """A new name in the folder."""
         return self.folder / f"file_{next(self._numbers):06d}{suffix}"
 
+    def check_size(self, size: int) -> None:
+        """Refuse bytes that are too many with a ValueError."""
+        if size > self.bounds.size:
+            raise ValueError(f"a file has {self.bounds.size // 2**20} MiB at most; drop a smaller one")
+
     async def keep(self, parts: AsyncIterator[bytes], path: Path) -> None:
         """Write what comes to a file; who asks for it removes it, whole or not.
 
@@ -41,8 +46,7 @@ class Uploads:
         size = 0
         with path.open("wb") as file:
             async for part in parts:
-                if (size := size + len(part)) > self.bounds.size:
-                    raise ValueError(f"a file has {self.bounds.size // 2**20} MiB at most; drop a smaller one")
+                self.check_size(size := size + len(part))
                 file.write(part)
         if not size:
             raise ValueError("the file is empty; drop another one")
