@@ -10,7 +10,7 @@ def keep_freed() -> None:
     """From now on keep what is freed for the next use.
 
     As glibc is by itself, it gives large tensors back to the system when they are freed, and takes new pages for the
-    next ones: up to 370,000 page faults in a training step of FLAV-S/2 (docs/performance.md).
+    next ones: up to 380,000 page faults in a training step of FLAV-S/2 (docs/performance.md).
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_TRIM_THRESHOLD, -1)

@@ -396,8 +396,13 @@ def call(script: str, *arguments, through: Sequence[str] = ()) -> str:
     command = [*through, sys.executable, ROOT / script, *arguments]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{script} failed: {(done.stderr.strip().splitlines() or ['it says nothing'])[-1]}")
+        raise ValueError(f"{script} failed: {last_words(done) or 'it says nothing'}")
     return done.stdout
+
+
+def last_words(done: subprocess.CompletedProcess) -> str:
+    """The last line that a process said of its errors, or ""."""
+    return (done.stderr.strip().splitlines() or [""])[-1]
 
 
 def run(main: Callable[[], None]) -> None:

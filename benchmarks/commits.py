@@ -7,11 +7,11 @@ Needs git and the commit in its history; the older code lies in a folder that is
 """
 
 import json
-import os
 import shutil
 import statistics
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -133,10 +133,9 @@ def asked(args, name: str, tree: Path) -> float:
     """
     command = (sys.executable, tree / "benchmarks" / Path(__file__).name, "--here", "--only", name,
                "--threads", args.threads, "--seconds", args.seconds, "--warmup", args.warmup)  # fmt: skip
-    done = subprocess.run([str(part) for part in command], cwd=tree, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": str(args.threads)})  # fmt: skip
+    done = subprocess.run([str(part) for part in command], cwd=tree, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        said = cli.last_words(done) or "it said nothing"
         raise ValueError(f"{name} does not run in {tree} ({said}); leave it out by --only")
     return json.loads(done.stdout.splitlines()[-1])[name]
 
@@ -161,7 +160,7 @@ def tree_of(commit: str) -> Iterator[Path]:
         git = ("git", "-C", str(cli.ROOT), "archive", f"--output={archive}", f"{commit}^{{tree}}")
         done = subprocess.run(git, capture_output=True, text=True)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            said = cli.last_words(done) or "it said nothing"
             raise ValueError(f"--before {commit} is no commit of this repository ({said}); name one of `git log`")
         tree = Path(folder) / "tree"
         shutil.unpack_archive(archive, tree, filter="data")
@@ -172,10 +171,8 @@ def tree_of(commit: str) -> Iterator[Path]:
 def config(preset: str) -> dict:
     """Arguments of FLAV, in the shapes of the demo or of the paper."""
     from benchmarks import subjects
-    from models import FLAV_presets
 
-    shapes = dict(latent_size=32, in_channels=4, n_mels=256, predict_frames=10)
-    return {**FLAV_presets[preset], **(subjects.DEMO if preset == "FLAV-tiny" else shapes), "fusion": "c"}
+    return subjects.config(Namespace(model=preset, latent_size=None, predict_frames=None))
 
 
 def small():

@@ -104,7 +104,7 @@ def ran(name: str, command: list) -> bool:
     command = [sys.executable, cli.ROOT / "benchmarks" / command[0], *command[1:]]
     done = subprocess.run([str(part) for part in command], cwd=cli.ROOT, capture_output=True, text=True)
     if done.returncode:
-        print(f"{name} failed: {(done.stderr.strip().splitlines() or ['no word'])[-1]}", flush=True)
+        print(f"{name} failed: {cli.last_words(done) or 'no word'}", flush=True)
     return done.returncode == 0
 
 

@@ -6,15 +6,14 @@ import pytest
 
 from benchmarks import commits
 from models import FLAV_presets
+from tests.benchmarks.test_suite import SMALLER
 
 ONCE = ["--seconds", "0", "--warmup", "0", "--repeats", "1"]
 
 
 def test_every_case_of_the_small_model_runs_here(monkeypatch, capsys):
     monkeypatch.setattr("training.ceiling.matmul_ceiling", lambda *_: 1.0)
-    monkeypatch.setitem(
-        FLAV_presets, "FLAV-tiny", FLAV_presets["FLAV-tiny"] | dict(hidden_size=32, num_heads=2, depth=2)
-    )
+    monkeypatch.setitem(FLAV_presets, "FLAV-tiny", FLAV_presets["FLAV-tiny"] | SMALLER)
     cases = ["call_1", "clip_1", "guided_1", "training_tiny_1"]
     commits.main(["--here", "--only", *cases, *ONCE])
     seconds = json.loads(capsys.readouterr().out)
