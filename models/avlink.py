@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import Pretrained, fingerprint
 from models.fusion import CONDITIONING_TIMES, check_conditioning_times
-from models.layers import begin_linears, displacement, run
+from models.layers import begin_linears, compile_each, displacement, run
 from models.link import LINKS, SIDES, TimesEmbed
 from models.picture_source import SOURCES
 from models.text import NULL_TEXT, Text
@@ -295,8 +295,7 @@ class AVLink(
 
     def compile_blocks(self) -> None:
         """Compile the layers, one after the other from the same code: slow first calls, then faster ones."""
-        for layer in (*self.picture.layers, *self.sound.layers, *self.link["blocks"].values()):
-            layer.compile()
+        compile_each((*self.picture.layers, *self.sound.layers, *self.link["blocks"].values()))
 
     @property
     def untrained(self) -> list[str]:

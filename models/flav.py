@@ -14,7 +14,7 @@ from models import official
 from models.checkpoint import Pretrained
 from models.flav_block import Block, Modulation
 from models.fusion import FUSIONS, check_conditioning_times, placed
-from models.layers import Head, PatchEmbed, Recall, Shown, TimeEmbed, adaptive, displacement, run
+from models.layers import Head, PatchEmbed, Recall, Shown, TimeEmbed, adaptive, compile_each, displacement, run
 from models.text import NULL_TEXT, Text
 
 Kept = list[dict[str, Shown]]  # of each block, what a memory shows to the window
@@ -182,8 +182,7 @@ class FLAV(
 
     def compile_blocks(self) -> None:
         """Compile the blocks, one after the other from the same code: slow first calls, then faster ones."""
-        for block in self.blocks:
-            block.compile()  # no CUDA graphs: outside the main thread they fail (pytorch issue 123177)
+        compile_each(self.blocks)
 
     @property
     def frame_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int]]:
@@ -311,7 +310,8 @@ class FLAV(
         D, (of_v, of_a) = self.video_head.adaln.in_features, zip(*widths)
         c_v, *of_v, head_v = video.split([D, *of_v, 2 * D], dim=-1)
         c_a, *of_a, head_a = audio.split([D, *of_a, 2 * D], dim=-1)
-        blocks = [block.vectors(*of) for block, *of in zip(self.blocks, of_v, of_a)]
+        vectors = (block.vectors(*of) for block, *of in zip(self.blocks, of_v, of_a))
+        blocks = [tuple(tuple(map(_by_itself, of)) for of in both) for both in vectors]
         return Conditioned(c_v, c_a, blocks, (adaptive(head_v, 2), adaptive(head_a, 2)), (video, audio))
 
     def _embedded(self, t, y, t_a, y_a, text: Text | None, prompts: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -407,6 +407,11 @@ def _ages(ages: Sequence[int] | None, causal: bool) -> tuple[int, ...]:
     if ages and not causal:
         raise ValueError("a memory that sees the window would change with it; leave --no-causal-attn out")
     return tuple(sorted(ages))
+
+
+def _by_itself(x: Tensor) -> Tensor:
+    """A copy that is part of nothing: blocks are compiled anew for each place that a view may begin at."""
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 @lru_cache(maxsize=64)

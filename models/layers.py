@@ -1,7 +1,7 @@
 """Parts that the blocks of all systems are made of: attention, adaptive layer norm, positions, time, output layers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.text import Text
 
+COMPILED = 64  # kinds of call at most; compiling for one takes seconds
 DATA_PREDICTION_FLOOR = 0.05  # smallest 1 - t that divides a predicted displacement
 
 
@@ -305,6 +306,17 @@ def begin_linears(model: nn.Module, zero: tuple[str, ...]) -> None:
     for name, module in model.named_modules():
         if name.endswith(zero):
             nn.init.zeros_(module.weight)
+
+
+def compile_each(layers: Iterable[nn.Module]) -> None:
+    """Compile layers where they stand: one compilation for all of a kind, at each kind of call that they meet.
+
+    Calls differ in kind by one frame or more, one clip or more, gradients, a memory; those of a fusion that goes frame
+    by frame in their number, too. torch gives up at 8.
+    """
+    torch._dynamo.config.recompile_limit = COMPILED
+    for layer in layers:
+        layer.compile()  # no CUDA graphs: outside the main thread they fail (pytorch issue 123177)
 
 
 def run(grad_ckpt: bool, layer: Callable, *inputs):

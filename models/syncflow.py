@@ -15,6 +15,7 @@ from models.layers import (
     TextBlock,
     TimeEmbed,
     begin_linears,
+    compile_each,
     displacement,
     grid_positions,
     norm,
@@ -287,8 +288,7 @@ class SyncFlow(
 
     def compile_blocks(self) -> None:
         """Compile the layers, one after the other from the same code: slow first calls, then faster ones."""
-        for layer in (*self.video["layers"], *self.sound["layers"]):
-            layer.compile()
+        compile_each((*self.video["layers"], *self.sound["layers"]))
 
     def set_stage(self, stage: str) -> int:
         """Let the parts of a stage of training learn, and freeze the others; how many numbers learn.

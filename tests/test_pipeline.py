@@ -425,6 +425,17 @@ def test_model_whose_activations_overflow_is_told_in_one_sentence(released, vae)
         pipe.sample([0, 1], 2, y=0)
 
 
+def test_blocks_are_compiled_once_for_all_and_again_for_one_frame_and_one_clip_alone(released, vae):
+    from torch._dynamo.testing import CompileCounter  # slow to import
+
+    pipe, counter = AVPipeline.from_pretrained(released, codec_source=vae), CompileCounter()
+    for block in pipe.model.blocks:
+        block.compile(backend=counter)
+    for samples in ([0], [0, 1]):
+        pipe.sample(samples, 3, y=0, cfg_scale=1.0)
+    assert counter.frame_count == 4  # one frame or more, of one clip or more
+
+
 @pytest.mark.slow
 def test_compiled_blocks_make_the_same_clips(released, vae):
     """Minutes of compiling, for kernels that fuse differently."""
