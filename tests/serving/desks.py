@@ -67,12 +67,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}/"
 
     def connect(self, **how):
-        """A websocket as the page opens it, at once."""
+        """A websocket as the page opens it, at once; none is left unread, since closing it would wait 10 s for that."""
         from websockets.sync.client import connect
 
+        how = {"origin": self.address.rstrip("/"), "max_queue": None, **how}
         for _ in range(400):
             with contextlib.suppress(ConnectionRefusedError):
-                return connect(f"ws://127.0.0.1:{self.port}/watch", origin=self.address.rstrip("/"), legacy=True, **how)
+                return connect(f"ws://127.0.0.1:{self.port}/watch", legacy=True, **how)
         raise AssertionError("no server")
 
     def close(self) -> None:
