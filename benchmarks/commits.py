@@ -60,7 +60,7 @@ def natural_clip(batch: int) -> Callable:
     else:
         dtype = natural_dtype(pipe.model, pipe.device)
     pipe = type(pipe)(pipe.model.to(dtype), pipe.codec, pipe.device, dtype)
-    return partial(pipe.sample, list(range(batch)), FRAMES, 1, num_timesteps=2, cfg_scale=1.0)
+    return partial(pipe.sample, list(range(batch)), FRAMES, num_timesteps=2, cfg_scale=1.0)
 
 
 def guided(batch: int) -> Callable:
