@@ -111,7 +111,7 @@ def main(argv=None) -> None:
     p.add_argument("--only", nargs="+", choices=CASES, default=list(CASES), help="what is measured")
     p.add_argument("--here", action="store_true", help="measure this tree alone and print its seconds, as each process")
     timing.add_arguments(p, repeats=3)
-    p.set_defaults(seconds=5.0)  # in each process
+    p.set_defaults(seconds=5.0, warmup=2)  # in each process; a second training step takes new memory still
     args = p.parse_args(argv)
     if args.device != "cpu" or args.dtype != "float32":
         p.error(f"commits are compared on a CPU in float32, not on {args.device} in {args.dtype}; leave these out")
