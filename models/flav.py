@@ -415,6 +415,7 @@ def _by_itself(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _numbers(ages: tuple[int, ...], T: int, device: torch.device) -> Tensor:
     """(K + T,) numbers of the frames of a memory and of a window; kept, since a copy makes a device wait."""
     return torch.tensor([-age for age in reversed(ages)] + [*range(T)], device=device)

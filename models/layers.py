@@ -95,6 +95,7 @@ class Recall:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # it may be made while sampling, and serve training
 def after(tokens: int, before: int, device: torch.device) -> Tensor:
     """Mask (tokens, before + tokens) of a causal attention whose tokens follow `before` others."""
     return torch.ones(tokens, before + tokens, dtype=torch.bool, device=device).tril(before)
@@ -236,6 +237,7 @@ def grid_positions(height: int, width: int, dim: int, device: torch.device, side
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def frequencies(width: int, device: torch.device) -> Tensor:
     """exp(-ln(10^4) i / half) for i in 0..half-1: (width / 2,) float32.
 

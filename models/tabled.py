@@ -64,7 +64,12 @@ class TabledFLAV:
         """
         conditions, kept = self.conditions(t, y, t if t_a is None else t_a), self._shown_by(memory)
         t, y, t_a = (None if x is None else x.to(v.device, non_blocking=True) for x in (t, y, t_a))
-        return self.forward(v, a, t, y, t_a, prompts=self.prompts(), conditions=conditions, kept=kept)
+        how = dict(prompts=self.prompts(), conditions=conditions, kept=kept)
+        if torch.is_grad_enabled():
+            return self.forward(v, a, t, y, t_a, **how)
+        with torch.inference_mode():  # a twentieth of a small model's call; what leaves it is a tensor like others
+            velocities = self.forward(v, a, t, y, t_a, **how)
+        return tuple(x.clone() for x in velocities)
 
     @torch.no_grad()
     def _shown_by(self, memory: Remembered | None) -> Kept | None:

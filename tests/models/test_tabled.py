@@ -5,7 +5,9 @@ import torch
 
 from diffusion.times import sampling_times
 from models import FLAV, TabledFLAV
+from models.flav import _numbers
 from models.fusion import FUSIONS
+from models.layers import after, frequencies
 
 T, N = 4, 3
 STEPS = T * N
@@ -99,3 +101,22 @@ def test_more_labels_than_a_table_holds_are_computed(monkeypatch, computed):
     tabled(v, a, t, torch.tensor([0, 1]))
     tabled(v, a, t, torch.tensor([2, 3]))
     assert computed == [STEPS + 1] * 2 + [2 * T] and len(tabled.video) == 2 * (STEPS + 1)
+
+
+def test_velocities_are_tensors_like_others_also_without_gradients():
+    model = random_model()
+    tabled, (v, a), y = TabledFLAV(model, STEPS), window(model), torch.tensor([1, 3])
+    t = sampling_times(T, N)[[7, 8]]
+    with torch.no_grad():
+        alone = tabled(v, a, t, y)
+    assert not any(x.is_inference() for x in alone)
+    assert all(torch.equal(x, y) for x, y in zip(alone, tabled(v, a, t, y)))
+
+
+@pytest.mark.parametrize(
+    "kept, arguments", [(after, (2, 3)), (frequencies, (8,)), (_numbers, ((1, 8), 3))], ids=["mask", "angles", "frames"]
+)
+def test_what_is_kept_while_sampling_may_serve_training(kept, arguments):
+    kept.cache_clear()
+    with torch.inference_mode():
+        assert not kept(*arguments, torch.device("cpu")).is_inference()
