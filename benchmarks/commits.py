@@ -49,17 +49,9 @@ def clip(batch: int) -> Callable:
 
 
 def natural_clip(batch: int) -> Callable:
-    """Clips of FLAV-S/2 in the type that the tree's scripts take where nobody says; before they chose, float32."""
-    import torch
-
+    """Clips of FLAV-S/2 in the type that the tree's scripts take where nobody says."""
     pipe = random_pipeline("FLAV-S/2")
-    try:
-        from pipeline.dtypes import natural_dtype
-    except ImportError:
-        dtype = torch.float32
-    else:
-        dtype = natural_dtype(pipe.model, pipe.device)
-    pipe = type(pipe)(pipe.model.to(dtype), pipe.codec, pipe.device, dtype)
+    pipe = type(pipe)(pipe.model, pipe.codec, pipe.device, natural_dtype(pipe.model))
     return partial(pipe.sample, list(range(batch)), FRAMES, num_timesteps=2, cfg_scale=1.0)
 
 
@@ -78,8 +70,19 @@ def guided(batch: int) -> Callable:
     return partial(pipe.sample, list(range(batch)), FRAMES, 1, guidance=Guidance(SCALE), **how)
 
 
-def training(preset: str, batch: int) -> Callable:
-    """A step of a learner on a batch that stays the same."""
+def natural_dtype(model):
+    """The type that the tree's scripts take where nobody says; before they chose, float32."""
+    import torch
+
+    try:
+        from pipeline import dtypes
+    except ImportError:
+        return torch.float32
+    return dtypes.natural_dtype(model, "cpu")
+
+
+def training(preset: str, batch: int, natural: bool = False) -> Callable:
+    """A step of a learner on a batch that stays the same; natural: under --mixed-precision auto, if the tree has it."""
     import torch
     from accelerate import Accelerator
 
@@ -91,7 +94,8 @@ def training(preset: str, batch: int) -> Callable:
     model = subjects.random(FLAV(**config(preset)))
     v, a, t, noise = subjects.training_batch(model, batch)
     y = torch.zeros(batch, dtype=torch.long) if model.num_classes else None
-    learner = Learner(Accelerator(cpu=True), model, logit_normal_weight)
+    precision = "bf16" if natural and natural_dtype(model) == torch.bfloat16 else "no"
+    learner = Learner(Accelerator(cpu=True, mixed_precision=precision), model, logit_normal_weight)
     return partial(learner.step, dict(v=v, a=a, y=y, times=t, noise=noise), 1e-4)
 
 
@@ -101,7 +105,8 @@ CASES: dict[str, tuple[str, Callable, tuple]] = {  # by name: in words, what mak
     **{f"guided_{b}": (f"clip for a given sound, guided, FLAV-tiny, batch {b}", guided, (b,)) for b in (1, 4)},
     **{f"training_tiny_{b}": (f"training step, FLAV-tiny, batch {b}", training, ("FLAV-tiny", b)) for b in (1, 4, 16)},
     "training_s2_1": ("training step, FLAV-S/2, batch 1", training, ("FLAV-S/2", 1)),
-    "clip_s2": ("clip, FLAV-S/2, batch 1, --dtype auto", natural_clip, (1,)),
+    "natural_training": ("training step, FLAV-S/2, batch 1, --mixed-precision auto", training, ("FLAV-S/2", 1, True)),
+    "natural_clip": ("clip, FLAV-S/2, batch 1, --dtype auto", natural_clip, (1,)),
 }
 
 

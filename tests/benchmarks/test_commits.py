@@ -1,23 +1,36 @@
 """What changes gained is measured by the same lines in both trees."""
 
 import json
+import sys
 
 import pytest
+import torch
 
 from benchmarks import commits
 from models import FLAV_presets
+from pipeline import dtypes
 from tests.benchmarks.test_suite import SMALLER
 
 ONCE = ["--seconds", "0", "--warmup", "0", "--repeats", "1"]
 
 
-def test_every_case_of_the_small_model_runs_here(monkeypatch, capsys):
-    monkeypatch.setattr("training.ceiling.matmul_ceiling", lambda *_: 1.0)
-    monkeypatch.setitem(FLAV_presets, "FLAV-tiny", FLAV_presets["FLAV-tiny"] | SMALLER)
-    cases = ["call_1", "clip_1", "guided_1", "training_tiny_1"]
+def test_every_case_runs_here(monkeypatch, capsys):
+    for name, like in (("FLAV-tiny", "FLAV-tiny"), ("FLAV-S/2", "FLAV-S/8")):
+        monkeypatch.setitem(FLAV_presets, name, FLAV_presets[like] | SMALLER)
+    cases = ["call_1", "clip_1", "guided_1", "training_tiny_1", "natural_training", "natural_clip"]
     commits.main(["--here", "--only", *cases, *ONCE])
     seconds = json.loads(capsys.readouterr().out)
     assert list(seconds) == cases and all(x > 0 for x in seconds.values())
+
+
+def test_a_tree_that_chooses_no_type_computes_in_float32(monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(dtypes, "native_bfloat16", lambda _: True)
+    monkeypatch.setattr(dtypes, "LARGE", 1)
+    assert commits.natural_dtype(model) == torch.bfloat16
+    monkeypatch.setitem(sys.modules, "pipeline.dtypes", None)
+    monkeypatch.delattr("pipeline.dtypes")
+    assert commits.natural_dtype(model) == torch.float32
 
 
 @pytest.mark.parametrize(
