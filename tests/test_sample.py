@@ -314,6 +314,7 @@ def test_file_in_the_way_of_the_results(checkpoint, tmp_path, capsys):
 @pytest.mark.parametrize("source", ["MaverickAlex/R-FLAV-B-1-AIST", "runs/demo/nothing", "nothing"])
 def test_hub_id_without_network_says_how_to_point_to_a_folder(tmp_path, capsys, monkeypatch, source):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)  # where nothing has a name that is near
     line = complaint(capsys, "--model-ckpt", source, "--results-dir", tmp_path)
     assert f"{source} is no local folder and could not be had from the hub" in line and "give its local folder" in line
 
