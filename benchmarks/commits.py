@@ -50,8 +50,7 @@ def clip(batch: int) -> Callable:
 
 def natural_clip(batch: int) -> Callable:
     """Clips of FLAV-S/2 in the type that the tree's scripts take where nobody says."""
-    pipe = random_pipeline("FLAV-S/2")
-    pipe = type(pipe)(pipe.model, pipe.codec, pipe.device, natural_dtype(pipe.model))
+    pipe = random_pipeline("FLAV-S/2", natural=True)
     return partial(pipe.sample, list(range(batch)), FRAMES, num_timesteps=2, cfg_scale=1.0)
 
 
@@ -166,7 +165,7 @@ def here(args, name: str) -> float:
     """Median of the seconds that a case takes in this tree."""
     import torch
 
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(args.threads)  # as timing.begin does, but without the ceiling, half a second of each process
     torch.manual_seed(args.seed)
     _, make, of = CASES[name]
     args.repeats = 1000  # as many as fit in --seconds
@@ -200,14 +199,21 @@ def config(preset: str) -> dict:
     return subjects.config(Namespace(model=preset, latent_size=None, predict_frames=None))
 
 
-def random_pipeline(preset: str = "FLAV-tiny"):
-    """A pipeline around a model with random weights, the demo's or of the paper's shapes, which decodes nothing."""
+def random_pipeline(preset: str = "FLAV-tiny", natural: bool = False):
+    """A pipeline around a model with random weights, the demo's or of the paper's shapes, which decodes nothing.
+
+    natural: in the type of `natural_dtype`, not float32.
+    """
+    import torch
+
     from benchmarks import subjects
     from models import FLAV
     from pipeline import AVPipeline
 
     of = config(preset)
-    return AVPipeline(subjects.random(FLAV(**of)), subjects.codec(of, kind=subjects.Undecoded))
+    model = subjects.random(FLAV(**of))
+    dtype = natural_dtype(model) if natural else torch.float32
+    return AVPipeline(model, subjects.codec(of, kind=subjects.Undecoded), dtype=dtype)
 
 
 if __name__ == "__main__":

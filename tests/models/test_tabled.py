@@ -110,7 +110,7 @@ def test_velocities_are_tensors_like_others_also_without_gradients():
     with torch.no_grad():
         alone = tabled(v, a, t, y)
     assert not any(x.is_inference() for x in alone)
-    assert all(torch.equal(x, y) for x, y in zip(alone, tabled(v, a, t, y)))
+    assert all(torch.equal(one, two) for one, two in zip(alone, tabled(v, a, t, y)))
 
 
 @pytest.mark.parametrize(
